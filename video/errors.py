@@ -1,0 +1,155 @@
+"""Every error that this package raises, each also the built-in kind that a caller would catch.
+
+    VideoError                      Exception
+     ├─ ConfigError                 ValueError          a setting or an argument is wrong
+     ├─ UnknownName                 LookupError         no backend or source of that name
+     ├─ MissingDependency           ImportError         an optional package is not installed
+     ├─ BackendUnavailable          RuntimeError        an engine cannot start or has broken down
+     ├─ TaskError                                       one item failed for a reason outside its own code
+     │   ├─ ItemTimeout             TimeoutError        it ran longer than `timeout`
+     │   ├─ ItemCancelled           RuntimeError        the batch was left while it ran
+     │   ├─ WorkerDied              RuntimeError        its worker died (signal or exit code)
+     │   ├─ NotPicklable            TypeError           it cannot cross to or from a worker
+     │   └─ RemoteError             RuntimeError        stands for an error that cannot cross
+     ├─ SourceError                 OSError             an input cannot be had
+     │   ├─ SourceNotFound          FileNotFoundError
+     │   └─ DownloadFailed          ConnectionError
+     ├─ MediaError                  ValueError          an input is not what the job needs
+     │   ├─ InvalidMedia                                empty, truncated, or not a media file
+     │   └─ UnsupportedMedia                            fine, but this job cannot use it
+     └─ OutputError                 OSError             a result cannot be written
+
+A message reads `subject: cause. cure`: what it is about (mostly a file), what happened, what to do.
+All of them survive pickling, with their attributes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class VideoError(Exception):
+    """Base of all errors here.
+
+    :param cause: what happened, in a few words.
+    :param subject: the file, URL or name that it happened to.
+    :param cure: what the reader can do about it, as a sentence.
+    """
+
+    def __init__(self, cause: str = "", *, subject: str | None = None, cure: str | None = None) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.subject = subject
+        self.cure = cure
+
+    def __str__(self) -> str:
+        text = self.cause if self.subject is None else f"{self.subject}: {self.cause}"
+        return text if self.cure is None else f"{text.rstrip('.')}. {self.cure}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Built without __init__, so that a subclass may take any arguments and still cross a process border.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[VideoError], args: tuple[Any, ...], state: dict[str, Any]) -> VideoError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class ConfigError(VideoError, ValueError):
+    """A setting or an argument is wrong."""
+
+
+class UnknownName(VideoError, LookupError):
+    """No backend or source is registered under that name."""
+
+
+class MissingDependency(VideoError, ImportError):
+    """An optional package is not installed; the message holds the line that installs it."""
+
+
+class BackendUnavailable(VideoError, RuntimeError):
+    """An engine cannot start here, or has broken down for good."""
+
+
+class TaskError(VideoError):
+    """One item failed for a reason outside its own code."""
+
+
+class ItemTimeout(TaskError, TimeoutError):
+    """The item ran longer than `timeout` seconds, counted from its own start."""
+
+
+class ItemCancelled(TaskError, RuntimeError):
+    """The item was stopped because its batch was left."""
+
+
+class WorkerDied(TaskError, RuntimeError):
+    """The worker that ran the item died.
+
+    :param exitcode: the exit code; negative, a signal's number (as in :mod:`subprocess`); None, unknown.
+    """
+
+    def __init__(self, cause: str = "", *, exitcode: int | None = None, **about: str | None) -> None:
+        super().__init__(cause, **about)
+        self.exitcode = exitcode
+
+
+class NotPicklable(TaskError, TypeError):
+    """A task, item, result or error cannot be pickled, so it cannot cross to or from a worker."""
+
+
+class RemoteError(TaskError, RuntimeError):
+    """Stands for a worker's error that cannot cross the border; `kind` is its class name."""
+
+    def __init__(self, cause: str = "", *, kind: str = "", **about: str | None) -> None:
+        super().__init__(cause, **about)
+        self.kind = kind
+
+
+class SourceError(VideoError, OSError):
+    """An input cannot be had."""
+
+
+class SourceNotFound(SourceError, FileNotFoundError):
+    """The input does not exist."""
+
+
+class DownloadFailed(SourceError, ConnectionError):
+    """A download failed.
+
+    :param status: the HTTP status, where the server gave one.
+    """
+
+    def __init__(self, cause: str = "", *, status: int | None = None, **about: str | None) -> None:
+        super().__init__(cause, **about)
+        self.status = status
+
+
+class MediaError(VideoError, ValueError):
+    """An input is not what the job needs."""
+
+
+class InvalidMedia(MediaError):
+    """Empty, truncated, damaged, or not a media file at all."""
+
+
+class UnsupportedMedia(MediaError):
+    """A sound file that this job cannot use: no video stream, a codec without a decoder, and so on."""
+
+
+class OutputError(VideoError, OSError):
+    """A result cannot be written: no permission, a full disk, a failed check."""
+
+
+class RemoteTraceback(Exception):
+    """Carries a worker's traceback as text; stands as the `__cause__` of the error that it belongs to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"\n{self.text}"

@@ -1,0 +1,49 @@
+"""What a batch tells whoever watches it: one frozen event, plain callables as observers."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+logger = logging.getLogger("video")
+
+
+class Kind(StrEnum):
+    BATCH_STARTED = "batch_started"
+    ITEM_FINISHED = "item_finished"
+    ITEM_FAILED = "item_failed"
+    ITEMS_RERUN = "items_rerun"
+    BATCH_FINISHED = "batch_finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change in a batch. Fields that do not apply are None."""
+
+    kind: Kind
+    backend: str
+    total: int | None = None
+    """Items in the batch, where the input has a length."""
+    workers: int | None = None
+    index: int | None = None
+    seconds: float | None = None
+    """Wall time: of the item in its worker, or of the whole batch."""
+    error: BaseException | None = None
+    message: str = ""
+    at: float = field(default_factory=time.time)
+    """Seconds since the epoch."""
+
+
+Observer = Callable[[Event], None]
+
+
+def emit(observers: Iterable[Observer], event: Event) -> None:
+    """Tell every observer; one that raises is logged and can break nothing."""
+    for observer in observers:
+        try:
+            observer(event)
+        except Exception:  # noqa: BLE001  # an observer must never break a batch
+            logger.exception("observer %r failed on %s", observer, event.kind)

@@ -1,0 +1,166 @@
+"""What users ask for and what they get back: requests and responses (pydantic v2, JSON both ways)."""
+
+from __future__ import annotations
+
+import math
+import os
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+Mode = Literal["exact", "copy"]
+"""`exact` re-encodes and is right to the frame; `copy` starts at the key frame before the asked start."""
+Format = Literal["mp4", "mkv", "mov"]
+"""Container of the clips that are written."""
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number of seconds")
+    return value
+
+
+def _text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+Seconds = Annotated[float, AfterValidator(_finite)]
+
+
+class VideoClipRequest(BaseModel):
+    """One video to cut into clips.
+
+    `youtube_url` and `source` are two spellings of one field: a path, a direct media URL, or a page
+    that yt-dlp knows.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    source: Annotated[str, BeforeValidator(_text)] = Field(
+        min_length=1, validation_alias=AliasChoices("source", "youtube_url")
+    )
+    language: str = "en"
+    """BCP 47 tag of the speech; for transcription and captions, not for the choice of clips."""
+    max_clip_length: Seconds = Field(default=60.0, gt=0)
+    """Longest clip, in seconds."""
+    min_clip_length: Seconds = Field(default=3.0, gt=0)
+    """Shortest clip, in seconds; shorter only where the whole video is."""
+    count: int = Field(default=3, ge=1, le=1000)
+    """How many clips at most; a short video gives fewer."""
+    output_dir: Path = Path("clips")
+    mode: Mode = "exact"
+    format: Format = "mp4"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fit_minimum(cls, data: Any) -> Any:
+        # A caller who only says max_clip_length=2 means clips of up to 2 s, not an error about a default.
+        if isinstance(data, dict) and "min_clip_length" not in data:
+            longest = data.get("max_clip_length")
+            if isinstance(longest, int | float) and 0 < longest < cls.model_fields["min_clip_length"].default:
+                return {**data, "min_clip_length": longest}
+        return data
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> VideoClipRequest:
+        if self.min_clip_length > self.max_clip_length:
+            raise ValueError(
+                f"min_clip_length ({self.min_clip_length:g} s) is over max_clip_length "
+                f"({self.max_clip_length:g} s)"
+            )
+        return self
+
+    @property
+    def youtube_url(self) -> str:
+        return self.source
+
+    if TYPE_CHECKING:  # pydantic's own signature knows one spelling only
+
+        def __init__(
+            self,
+            *,
+            source: str | os.PathLike[str] = ...,
+            youtube_url: str | os.PathLike[str] = ...,
+            language: str = ...,
+            max_clip_length: float = ...,
+            min_clip_length: float = ...,
+            count: int = ...,
+            output_dir: str | Path = ...,
+            mode: Mode = ...,
+            format: Format = ...,
+        ) -> None: ...
+
+
+class Clip(BaseModel):
+    """One clip that was written, as measured in the file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: Path
+    start: float
+    """Seconds in the source at which its first frame is shown."""
+    end: float
+    """Seconds in the source at which its last frame ends."""
+    score: float
+    """Highlight score, 0 to 1: a documented heuristic, not a prediction (see `video.media.highlights`)."""
+    reasons: list[str]
+    width: int
+    """Pixels as shown, after rotation and pixel aspect ratio."""
+    height: int
+    frames: int
+    bytes: int
+
+
+class Problem(BaseModel):
+    """An error in a form that survives JSON."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: str
+    message: str
+    traceback: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException) -> Problem:
+        return cls(
+            type=type(error).__name__,
+            message=str(error) or type(error).__name__,
+            traceback="".join(traceback.format_exception(error)),
+        )
+
+
+class VideoClipResponse(BaseModel):
+    """What became of one request. Its JSON keys are stable.
+
+    `request` is the live object for callers in Python; JSON carries its `source` only. Two responses
+    are equal when their JSON is.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    success: bool
+    error: Problem | None = None
+    clips: list[Clip] = Field(default_factory=list)
+    seconds: float = 0.0
+    """Wall time of the last attempt, measured in the worker."""
+    attempts: int = 1
+    backend: str = ""
+    request: VideoClipRequest | None = Field(default=None, exclude=True, repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, VideoClipResponse):
+            return NotImplemented
+        return self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]  # equal by content, which holds a list

@@ -1,0 +1,1 @@
+"""Processors family: batches of one kind of video work, for users."""

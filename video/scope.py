@@ -1,0 +1,128 @@
+"""What running code may know of the slot that it runs in: its share of the machine, whether to stop,
+and where to declare unfinished files so that they vanish even if its worker is killed.
+
+Outside any worker there is no slot: all CPUs may be used, nothing cancels, unfinished files are
+removed by the code that made them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from video.errors import ItemCancelled
+
+
+def _ignore(path: str, unfinished: bool) -> None:
+    """Nobody outside this process needs to know of the file."""
+
+
+@dataclass(slots=True)
+class Slot:
+    """One worker's place, set by the backend around the items that it runs."""
+
+    threads: int = 1
+    """Native threads (codecs, BLAS) that an item may use."""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    declare: Callable[[str, bool], None] = _ignore
+    """Told (path, True) before an unfinished file is made, (path, False) once it is gone or whole."""
+
+
+_slot: ContextVar[Slot | None] = ContextVar("video_slot", default=None)
+
+
+def enter(slot: Slot) -> None:
+    """Make `slot` the current one of this thread or coroutine. For backends."""
+    _slot.set(slot)
+
+
+def current() -> Slot | None:
+    """The slot that this code runs in, or None outside a worker."""
+    return _slot.get()
+
+
+def native_threads() -> int:
+    """How many native threads this code may use, at least 1."""
+    slot = _slot.get()
+    return usable_cpus() if slot is None else slot.threads
+
+
+def check_cancelled() -> None:
+    """Raise `ItemCancelled` if this item has been given up. Cheap: call it once a frame."""
+    slot = _slot.get()
+    if slot is not None and slot.cancelled.is_set():
+        raise ItemCancelled("stopped because its batch was left or its time was up")
+
+
+@contextlib.contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """Declare that `path` (a file or a folder) is about to be made and is not a result.
+
+    Whatever is at `path` when the block ends, however it ends, is removed; rename it away to keep it.
+    If the worker is killed inside the block, its parent removes it.
+    """
+    slot = _slot.get()
+    declare = _ignore if slot is None else slot.declare
+    absolute = os.path.abspath(path)
+    declare(absolute, True)
+    try:
+        yield path
+    finally:
+        remove(absolute)
+        declare(absolute, False)
+
+
+def remove(path: str) -> None:
+    """Remove a file or a folder tree if it is there; never raises."""
+    with contextlib.suppress(OSError):
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: the smaller of its affinity mask and its cgroup quota, at least 1.
+
+    Sources: sched_getaffinity(2); `cpu.max` (cgroup v2) and `cpu.cfs_quota_us` (v1) of the kernel's
+    cgroup documentation.
+    """
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        count = os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, count if quota is None else min(count, math.ceil(quota)))
+
+
+def _cgroup_quota() -> float | None:
+    """CPUs granted by the control group of this process or any of its parents, or None without a limit."""
+    grants: list[float] = []
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            root, names = Path("/sys/fs/cgroup"), ("cpu.max",)
+        elif "cpu" in controllers.split(","):
+            root, names = Path("/sys/fs/cgroup/cpu"), ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        else:
+            continue
+        folder = root / group.lstrip("/")
+        for place in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError):
+                quota, period = " ".join((place / name).read_text() for name in names).split()
+                if float(quota) > 0:
+                    grants.append(float(quota) / float(period))
+            if place == root:
+                break
+    return min(grants) if grants else None

@@ -1,0 +1,1 @@
+"""Sources family: ways to turn what a user names into a local file. One file a source."""

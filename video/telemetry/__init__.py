@@ -1,0 +1,1 @@
+"""Telemetry family: what people and machines see of a batch. One file a sink."""
