@@ -1,1 +1,53 @@
 """Runs batches of video jobs in parallel, on whichever engine suits them, and loses none of them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from video.config import BackendType, ParallelConfig
+    from video.models import Clip, VideoClipRequest, VideoClipResponse
+    from video.outcome import Outcome
+    from video.processors.clip import VideoClipProcessor
+    from video.processors.presets import create_high_performance_processor
+    from video.runner import Runner
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BackendType": "video.config",
+    "Clip": "video.models",
+    "Outcome": "video.outcome",
+    "ParallelConfig": "video.config",
+    "Runner": "video.runner",
+    "VideoClipProcessor": "video.processors.clip",
+    "VideoClipRequest": "video.models",
+    "VideoClipResponse": "video.models",
+    "create_high_performance_processor": "video.processors.presets",
+}
+"""Where each public name lives; imported on first use, so that `import video` stays light."""
+
+__all__ = [
+    "BackendType",
+    "Clip",
+    "Outcome",
+    "ParallelConfig",
+    "Runner",
+    "VideoClipProcessor",
+    "VideoClipRequest",
+    "VideoClipResponse",
+    "create_high_performance_processor",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'video' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

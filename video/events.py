@@ -45,5 +45,5 @@ def emit(observers: Iterable[Observer], event: Event) -> None:
     for observer in observers:
         try:
             observer(event)
-        except Exception:  # noqa: BLE001  # an observer must never break a batch
+        except Exception:  # an observer must never break a batch
             logger.exception("observer %r failed on %s", observer, event.kind)

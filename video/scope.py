@@ -43,6 +43,16 @@ def enter(slot: Slot) -> None:
     _slot.set(slot)
 
 
+@contextlib.contextmanager
+def entered(slot: Slot) -> Iterator[Slot]:
+    """`slot` is the current one inside the block."""
+    token = _slot.set(slot)
+    try:
+        yield slot
+    finally:
+        _slot.reset(token)
+
+
 def current() -> Slot | None:
     """The slot that this code runs in, or None outside a worker."""
     return _slot.get()
@@ -79,6 +89,26 @@ def unfinished(path: Path) -> Iterator[Path]:
         declare(absolute, False)
 
 
+@contextlib.contextmanager
+def provisional(path: Path) -> Iterator[Path]:
+    """Declare that the finished file `path` counts only if the block ends well; otherwise it is removed.
+
+    For several files that make sense only together. If the worker is killed inside the block, its parent
+    removes the file.
+    """
+    slot = _slot.get()
+    declare = _ignore if slot is None else slot.declare
+    absolute = os.path.abspath(path)
+    declare(absolute, True)
+    try:
+        yield path
+    except BaseException:
+        remove(absolute)
+        raise
+    finally:
+        declare(absolute, False)
+
+
 def remove(path: str) -> None:
     """Remove a file or a folder tree if it is there; never raises."""
     with contextlib.suppress(OSError):
@@ -105,6 +135,7 @@ def usable_cpus() -> int:
 def _cgroup_quota() -> float | None:
     """CPUs granted by the control group of this process or any of its parents, or None without a limit."""
     grants: list[float] = []
+    names: tuple[str, ...]
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:

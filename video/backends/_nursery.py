@@ -1,0 +1,139 @@
+"""The fork server of one process executor: a small process without threads that forks its workers.
+
+Why not `multiprocessing`'s: that one is shared by the whole program, imports the user's `__main__` again
+in every worker, and leaves a killed worker's own children alive. Here
+
+- a worker is the leader of a session of its own, and when it ends, however it ends, what is left of its
+  process group is killed before it is reaped;
+- when the parent goes away, even by SIGKILL, every worker's group is killed at once, and it does not
+  matter whether the worker holds the GIL;
+- only this process signals workers, and it knows which are not reaped yet, so that a kill can never hit
+  a process that has got the same number since.
+
+Records, both ways, are `RECORD`: a letter, a process id, a wait status.
+
+    parent -> nursery   FORK (with the worker's end of a socket pair) | KILL pid
+    nursery -> parent   BORN pid | DEAD pid status
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
+
+RECORD = struct.Struct("<cqi")
+FORK, KILL, BORN, DEAD = b"F", b"K", b"B", b"D"
+
+
+PROGRAM = "import sys, json; plan = json.loads(sys.argv[1]); sys.path[:] = plan['path']; "
+PROGRAM += "from video.backends._nursery import main; main(plan)"
+"""Run by `python -c`, so that the parent's import path is in place before this package is looked for."""
+
+
+def command(path: list[str], preload: tuple[str, ...], control_fd: int) -> list[str]:
+    plan = {"path": path, "preload": preload, "control": control_fd}
+    return [sys.executable, "-c", PROGRAM, json.dumps(plan)]
+
+
+def main(plan: dict[str, Any]) -> None:
+    control_fd, preload = plan["control"], plan["preload"]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for name in preload:
+        with contextlib.suppress(Exception):  # it will say so in the task that needs it
+            importlib.import_module(name)
+    if preload and len(os.listdir("/proc/self/task")) > 1:
+        # A preloaded module has started threads, and a process with threads must not fork: do without.
+        os.set_inheritable(control_fd, True)
+        os.execv(sys.executable, command(plan["path"], (), control_fd))  # noqa: S606  # ourselves again
+    _serve(socket.socket(fileno=control_fd))
+
+
+def _serve(control: socket.socket) -> None:
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    # The control socket alone would do, but a process that the user forks may hold its other end open.
+    parent = os.pidfd_open(os.getppid())
+    alive: set[int] = set()
+    try:
+        while True:
+            ready, _, _ = select.select([control.fileno(), woken, parent], [], [])
+            if parent in ready:
+                return
+            if woken in ready:
+                os.read(woken, 4096)
+                _reap(control, alive)
+            if control.fileno() in ready:
+                record, fds, _, _ = socket.recv_fds(control, RECORD.size, 1)
+                if len(record) < RECORD.size:
+                    return
+                letter, pid, _ = RECORD.unpack(record)
+                if letter == FORK:
+                    alive.add(_fork(control, fds[0]))
+                elif pid in alive:
+                    _kill_group(pid)
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the parent is gone
+    finally:
+        for pid in alive:
+            _kill_group(pid)
+
+
+def _fork(control: socket.socket, fd: int) -> int:
+    pid = os.fork()
+    if pid == 0:
+        _become_worker(control, fd)
+    os.close(fd)
+    control.sendall(RECORD.pack(BORN, pid, 0))
+    return pid
+
+
+def _become_worker(control: socket.socket, fd: int) -> NoReturn:
+    status = 1
+    try:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        control.close()
+        if "numpy.random" in sys.modules:  # `random` reseeds itself after a fork, numpy does not
+            sys.modules["numpy.random"].seed()
+        from video.backends._worker import serve
+
+        serve(Connection(fd))
+        status = 0
+    except BaseException:  # noqa: BLE001  # nothing may get past the fork
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _reap(control: socket.socket, alive: set[int]) -> None:
+    for pid in list(alive):
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            continue
+        _kill_group(pid)  # while it is not reaped, its number is not given to another
+        _, status = os.waitpid(pid, 0)
+        alive.discard(pid)
+        control.sendall(RECORD.pack(DEAD, pid, status))
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:  # it has not made its session yet
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

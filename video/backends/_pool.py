@@ -1,0 +1,168 @@
+"""A pool of threads that take calls from one queue: the thread engine itself, and the parent's half of
+the process engine (one thread for each child).
+
+    submit -> [queue] -> thread of a seat -> run(call, seat) -> the call, which is its own future
+
+A seat is one worker's place. A call that is killed takes its seat with it: the thread may hang for ever,
+so it is written off, and another takes its place.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import video.scope as scope
+
+LOST_SECONDS = 3.0
+"""How long closing waits for threads that were given up; one stuck in foreign code never ends."""
+
+
+class Call(Future[Any]):
+    """A call and its future in one."""
+
+    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.fn = fn
+        self.args = args
+        self.began: float | None = None
+        self.seat: Seat | None = None
+
+
+class Seat:
+    """One worker's place."""
+
+    def __init__(self) -> None:
+        self.slot = scope.Slot()
+        self.lost = False
+        self.thread: threading.Thread | None = None
+
+
+class Pool:
+    """Threads on demand, up to `workers`. Subclasses say how a seat is made, runs a call and is left."""
+
+    def __init__(self, workers: int, name: str) -> None:
+        self._workers = workers
+        self._names = (f"{name}-{number}" for number in itertools.count())
+        self._queue: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._lock = threading.Lock()
+        self._seats: set[Seat] = set()
+        self._lost: set[Seat] = set()
+        self._closed = False
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Call:
+        call = Call(fn, args)
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this executor is closed")
+            self._queue.put(call)
+            if not self._idle.acquire(blocking=False) and len(self._seats) < self._workers:
+                self._add_seat()
+        return call
+
+    def began(self, call: Future[Any]) -> float | None:
+        assert isinstance(call, Call)
+        return call.began
+
+    def kill(self, call: Future[Any]) -> None:
+        """Give up a running call; a call that has ended, or still waits, is left as it is."""
+        assert isinstance(call, Call)
+        with self._lock:
+            seat = call.seat
+            if seat is None or seat.lost or call.done():
+                return
+            seat.lost = True
+            self._seats.discard(seat)
+            self._lost.add(seat)
+            if not self._closed:
+                self._add_seat()
+        seat.slot.cancelled.set()
+        self.stop(seat)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        with self._lock:
+            self._closed = True
+            seats, lost = list(self._seats), list(self._lost)
+        if cancel_futures:
+            while True:
+                try:
+                    call = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if call is not None:
+                    call.cancel()
+        for _ in seats:
+            self._queue.put(None)
+        if wait:
+            for seat in seats:
+                _join(seat)
+            # They were told to stop and may be removing their unfinished files.
+            deadline = time.monotonic() + LOST_SECONDS
+            for seat in lost:
+                _join(seat, max(0.0, deadline - time.monotonic()))
+
+    def _add_seat(self) -> None:
+        seat = self.make_seat()
+        # A daemon: a task that never ends must not keep the interpreter from ending.
+        seat.thread = threading.Thread(target=self._work, args=(seat,), name=next(self._names), daemon=True)
+        self._seats.add(seat)
+        seat.thread.start()
+
+    def _work(self, seat: Seat) -> None:
+        scope.enter(seat.slot)
+        try:
+            while not seat.lost:
+                try:
+                    call = self._queue.get_nowait()
+                except queue.Empty:
+                    self._idle.release()
+                    call = self._queue.get()
+                if call is None:
+                    return
+                if not call.set_running_or_notify_cancel():
+                    continue
+                call.seat = seat
+                try:
+                    result = self.run(call, seat)
+                except BaseException as error:  # noqa: BLE001  # it belongs to the call, not to this thread
+                    _settle(call, None, error)
+                else:
+                    _settle(call, result, None)
+                del call
+        finally:
+            with self._lock:
+                self._seats.discard(seat)
+                self._lost.discard(seat)
+            self.leave(seat)
+
+    def make_seat(self) -> Seat:
+        return Seat()
+
+    def run(self, call: Call, seat: Seat) -> Any:
+        call.began = time.monotonic()
+        return call.fn(*call.args)
+
+    def stop(self, seat: Seat) -> None:
+        """Make a killed seat's call end, if that can be done. Called from another thread."""
+
+    def leave(self, seat: Seat) -> None:
+        """A seat's thread ends. Called in that thread."""
+
+
+def _join(seat: Seat, timeout: float | None = None) -> None:
+    if seat.thread is not None and seat.thread is not threading.current_thread():
+        seat.thread.join(timeout)
+
+
+def _settle(call: Call, result: Any, error: BaseException | None) -> None:
+    call.seat = None
+    if error is None:
+        call.set_result(result)
+    else:
+        call.set_exception(error)

@@ -1,0 +1,106 @@
+"""The child's half of the process engine: take a call from the pipe, run it, send the answer, repeat.
+
+Messages are one tag byte and a body.
+
+    parent -> child   CALL pickled (fn, args)
+    child -> parent   READY, once
+                      DONE pickled result | FAILED pickled (error, traceback text)
+                      UNREADABLE text: the call did not unpickle here
+                      MADE path / GONE path: an unfinished file, for the parent to remove if we are killed
+
+The end of the pipe is the order to leave.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+
+import video.scope as scope
+from video.backends import _pickling
+from video.backends.base import Ran, portable, without_unpicklable
+
+CALL, READY, DONE, FAILED, UNREADABLE, MADE, GONE = b"c", b"r", b"d", b"f", b"u", b"m", b"g"
+
+PARENT_CHECK_SECONDS = 1.0
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
+"""Read by native libraries when they are loaded; the same list as joblib's, so that users can compare."""
+
+
+def thread_environment(threads: int, environ: dict[str, str]) -> dict[str, str]:
+    """Variables that hold native libraries to `threads`; what the user set himself stays."""
+    return {name: str(threads) for name in THREAD_VARIABLES if name not in environ}
+
+
+def serve(connection: Connection) -> None:
+    """Answer calls until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    sending = threading.Lock()
+
+    def send(tag: bytes, body: bytes) -> None:
+        with sending:  # an item's own threads may declare files too
+            connection.send_bytes(tag + body)
+
+    def declare(path: str, unfinished: bool) -> None:
+        send(MADE if unfinished else GONE, os.fsencode(path))
+
+    scope.enter(scope.Slot(declare=declare))
+    try:
+        send(READY, b"")
+        while True:
+            send(*_answer(connection.recv_bytes()))
+    except (EOFError, OSError):
+        return  # dismissed, or the parent is gone
+
+
+def _answer(message: bytes) -> tuple[bytes, bytes]:
+    try:
+        fn, args = _pickling.loads(message[1:])
+    except Exception:  # noqa: BLE001  # unpickling runs foreign code, which may raise anything
+        return UNREADABLE, traceback.format_exc().encode("utf-8", "replace")
+    del message
+    try:
+        result = fn(*args)
+    except BaseException as error:  # noqa: BLE001  # a call must not end its worker by raising
+        return FAILED, _pickling.dumps(portable(error))
+    try:
+        return DONE, _pickling.dumps(result)
+    except Exception as error:  # noqa: BLE001
+        if isinstance(result, Ran):
+            return DONE, _pickling.dumps(without_unpicklable(result, _pickling.dumps))
+        return FAILED, _pickling.dumps(portable(error))
+
+
+PROGRAM = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
+PROGRAM += "from video.backends._worker import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+
+
+def command(path: list[str], fd: int) -> list[str]:
+    """The command line of a worker with an interpreter of its own; `fd` is its end of the pipe."""
+    return [sys.executable, "-c", PROGRAM, json.dumps(path), str(fd), str(os.getpid())]
+
+
+def main(fd: int, parent: int) -> None:
+    threading.Thread(target=_die_with, args=(parent,), name="video-parent-watch", daemon=True).start()
+    serve(Connection(fd))
+
+
+def _die_with(parent: int) -> None:
+    """Kill this worker and its children once its parent is gone, even in the middle of an item."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_SECONDS)
+    os.killpg(0, signal.SIGKILL)

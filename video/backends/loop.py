@@ -1,0 +1,114 @@
+"""An event loop in a thread of its own, for `async def` tasks; other tasks run beside it in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, ClassVar
+
+from video.backends._pool import Call
+from video.backends.base import Traits
+from video.backends.thread import ThreadExecutor
+from video.config import ParallelConfig
+from video.errors import ItemCancelled
+
+
+class LoopExecutor:
+    """Coroutine functions become tasks of one loop; the caller bounds how many (`workers` is for threads)."""
+
+    def __init__(self, workers: int, use_uvloop: bool) -> None:
+        self._loop = _new_loop(use_uvloop)
+        self._threads = ThreadExecutor(workers)
+        self._tasks: dict[Call, asyncio.Task[Any]] = {}
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop.run_forever, name="video-loop", daemon=True)
+        self._thread.start()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        if not inspect.iscoroutinefunction(fn):
+            return self._threads.submit(fn, *args)
+        if self._closed:
+            raise RuntimeError("this executor is closed")
+        call = Call(fn, args)
+        self._loop.call_soon_threadsafe(self._begin, call)
+        return call
+
+    def began(self, call: Future[Any]) -> float | None:
+        assert isinstance(call, Call)
+        return call.began
+
+    def kill(self, call: Future[Any]) -> None:
+        """Cancel the coroutine; one that never awaits cannot be stopped."""
+        assert isinstance(call, Call)
+        self._threads.kill(call)
+        if not self._closed:
+            self._loop.call_soon_threadsafe(self._cancel, call)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._threads.shutdown(wait, cancel_futures=cancel_futures)
+        if self._closed:
+            return
+        self._closed = True
+        asyncio.run_coroutine_threadsafe(self._drain(cancel_futures), self._loop).add_done_callback(
+            lambda _: self._loop.call_soon_threadsafe(self._loop.stop)
+        )
+        if wait:
+            self._thread.join()
+            self._loop.close()
+
+    def _begin(self, call: Call) -> None:
+        if not call.set_running_or_notify_cancel():
+            return
+        call.began = time.monotonic()
+        task = self._loop.create_task(call.fn(*call.args))
+        self._tasks[call] = task
+        task.add_done_callback(lambda done: self._settle(call, done))
+
+    def _settle(self, call: Call, task: asyncio.Task[Any]) -> None:
+        del self._tasks[call]
+        if task.cancelled():
+            call.set_exception(ItemCancelled("its coroutine was cancelled"))
+        elif (error := task.exception()) is not None:
+            call.set_exception(error)
+        else:
+            call.set_result(task.result())
+
+    def _cancel(self, call: Call) -> None:
+        task = self._tasks.get(call)
+        if task is not None:
+            task.cancel()
+
+    async def _drain(self, cancel: bool) -> None:
+        tasks = list(self._tasks.values())
+        if cancel:
+            for task in tasks:
+                task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
+
+
+def _new_loop(use_uvloop: bool) -> asyncio.AbstractEventLoop:
+    if use_uvloop:
+        try:
+            import uvloop
+        except ImportError:
+            pass  # asyncio's own loop does the same, slower
+        else:
+            return uvloop.new_event_loop()
+    return asyncio.new_event_loop()
+
+
+class LoopBackend:
+    traits: ClassVar[Traits] = Traits(
+        start=1e-3, call=5e-5, own_gil=False, pickles=False, coroutines=True, kills=False, remote=False
+    )
+
+    def __init__(self, config: ParallelConfig) -> None:
+        self._use_uvloop = config.use_uvloop
+
+    def open(self, workers: int) -> LoopExecutor:
+        return LoopExecutor(workers, self._use_uvloop)

@@ -1,0 +1,354 @@
+"""Worker processes, one pipe and one parent thread each.
+
+    submit -> [queue] -> seat's thread --pipe--> its child
+                                       <-------- result, or the end of the pipe: the child is dead
+
+A pipe of its own for each child means that a kill can corrupt nothing that others use. A child that dies
+fails the call that it was on; the seat starts another child for the next. On Linux the children are
+forked by a small server (`_nursery`); elsewhere, or on request, each is a new interpreter. Neither imports
+the user's `__main__` again, so a script needs no `if __name__ == "__main__"`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+from typing import Any, ClassVar, Protocol
+
+import video.scope as scope
+from video.backends import _nursery, _pickling, _worker
+from video.backends._pool import Call, Pool, Seat
+from video.backends.base import Traits, arrived
+from video.config import ParallelConfig
+from video.errors import BackendUnavailable, NotPicklable, RemoteTraceback, WorkerDied
+
+LEAVE_SECONDS = 2.0
+"""How long an idle child may take to leave before it is killed."""
+
+
+class Child(Protocol):
+    """One worker process, seen from its parent."""
+
+    connection: Connection
+
+    def dismiss(self) -> None:
+        """Close the pipe, which tells it to leave."""
+
+    def kill(self) -> None:
+        """SIGKILL it and all its children."""
+
+    def exit_code(self, timeout: float) -> int | None:
+        """Wait for its end; negative: the signal that ended it; None: it still runs, or nobody knows."""
+
+
+class Nursery:
+    """The parent's side of `_nursery`, started with the first child."""
+
+    def __init__(self, preload: tuple[str, ...], threads: int) -> None:
+        ours, theirs = socket.socketpair()
+        modules = ("video.backends._worker", *preload)
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
+                _nursery.command(_import_path(), modules, theirs.fileno()),
+                env=dict(os.environ) | _worker.thread_environment(threads, dict(os.environ)),
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._control = ours
+        self._asking = threading.Lock()
+        self._born: list[NurseryChild] = []
+        self._children: dict[int, NurseryChild] = {}
+        self._lost = False
+        self._listener = threading.Thread(target=self._listen, name="video-nursery", daemon=True)
+        self._listener.start()
+
+    def fork(self) -> NurseryChild:
+        ours, theirs = socket.socketpair()
+        child = NurseryChild(self, ours)
+        with self._asking, theirs:
+            if self._lost:
+                ours.close()
+                raise BackendUnavailable("the fork server has ended", cure="Open a new runner.")
+            self._born.append(child)
+            with contextlib.suppress(OSError):  # the listener sees its end and tells every child
+                socket.send_fds(self._control, [_nursery.RECORD.pack(_nursery.FORK, 0, 0)], [theirs.fileno()])
+        return child
+
+    def kill(self, pid: int) -> None:
+        with contextlib.suppress(OSError):  # gone, and its children with it
+            self._control.sendall(_nursery.RECORD.pack(_nursery.KILL, pid, 0))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+        self._process.wait()
+        self._listener.join()
+        self._control.close()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                record = self._control.recv(_nursery.RECORD.size, socket.MSG_WAITALL)
+            except OSError:
+                record = b""
+            if len(record) < _nursery.RECORD.size:
+                break
+            letter, pid, status = _nursery.RECORD.unpack(record)
+            if letter == _nursery.BORN:
+                child = self._children[pid] = self._born.pop(0)
+                child.born(pid)
+            else:
+                self._children.pop(pid).ended(os.waitstatus_to_exitcode(status))
+        with self._asking:
+            self._lost = True
+        for child in (*self._born, *self._children.values()):
+            child.ended(None)
+
+
+class NurseryChild:
+    def __init__(self, nursery: Nursery, end: socket.socket) -> None:
+        self._nursery = nursery
+        self._socket = end
+        self.connection = Connection(os.dup(end.fileno()))
+        self._born = threading.Event()
+        self._ended = threading.Event()
+        self._pid = 0
+        self._exit_code: int | None = None
+
+    def born(self, pid: int) -> None:
+        self._pid = pid
+        self._born.set()
+
+    def ended(self, exit_code: int | None) -> None:
+        self._exit_code = exit_code
+        self._born.set()
+        self._ended.set()
+        # Even if a grandchild holds the other end: whoever reads our end sees what was sent, then the end.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def dismiss(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self.connection.close()
+
+    def kill(self) -> None:
+        self._born.wait()
+        if not self._ended.is_set():
+            self._nursery.kill(self._pid)
+
+    def exit_code(self, timeout: float) -> int | None:
+        self._ended.wait(timeout)
+        return self._exit_code
+
+
+class SpawnedChild:
+    """A worker with an interpreter of its own."""
+
+    def __init__(self, threads: int) -> None:
+        self._socket, theirs = socket.socketpair()
+        self.connection = Connection(os.dup(self._socket.fileno()))
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
+                _worker.command(_import_path(), theirs.fileno()),
+                env=dict(os.environ) | _worker.thread_environment(threads, dict(os.environ)),
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+
+    def dismiss(self) -> None:
+        self._socket.close()
+        self.connection.close()
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def exit_code(self, timeout: float) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(timeout)
+        return None
+
+
+class ProcessSeat(Seat):
+    def __init__(self) -> None:
+        super().__init__()
+        self.child: Child | None = None
+        self.unfinished: set[str] = set()
+
+
+class ProcessExecutor(Pool):
+    def __init__(self, workers: int, config: ParallelConfig) -> None:
+        super().__init__(workers, "video-process")
+        self._threads = config.threads_per_worker or max(1, scope.usable_cpus() // workers)
+        self._stillborn = 0
+        self._nursery: Nursery | None = None
+        if (config.start_method or _default_start_method()) == "forkserver":
+            try:
+                self._nursery = Nursery(config.preload, self._threads)
+            except OSError as error:
+                raise BackendUnavailable(f"the fork server cannot start ({error})") from error
+
+    def make_seat(self) -> ProcessSeat:
+        return ProcessSeat()
+
+    def run(self, call: Call, seat: Seat) -> Any:
+        assert isinstance(seat, ProcessSeat)
+        message = _pickling.dumps((call.fn, call.args))
+        try:
+            return self._ask(call, seat, message)
+        except _Unreadable:
+            # Something of __main__, which a worker does not import: send it by value.
+            message = _pickling.dumps_by_value((call.fn, call.args))
+        try:
+            return self._ask(call, seat, message)
+        except _Unreadable as error:
+            text = str(error)
+            raise NotPicklable(
+                f"does not unpickle in a worker process ({text.strip().splitlines()[-1]})",
+                cure="Pass plain data such as paths, or use the thread engine.",
+            ) from RemoteTraceback(text)
+
+    def _ask(self, call: Call, seat: ProcessSeat, message: bytes) -> Any:
+        tag, body = self._exchange(call, seat, message)
+        if tag == _worker.UNREADABLE:
+            raise _Unreadable(body.decode("utf-8", "replace"))
+        try:
+            value = _pickling.loads(body)
+        except Exception as error:
+            raise NotPicklable(
+                f"the result does not unpickle ({type(error).__name__}: {error})",
+                cure="Return plain data, or use the thread engine.",
+            ) from error
+        if tag == _worker.FAILED:
+            raise arrived(*value)
+        return value
+
+    def _exchange(self, call: Call, seat: ProcessSeat, message: bytes) -> tuple[bytes, bytes]:
+        """Send the call, and return the tag and the body of its answer."""
+        for last_try in (False, True):
+            connection = self._connection(seat)
+            call.began = time.monotonic()
+            try:
+                connection.send_bytes(_worker.CALL + message)
+                break
+            except OSError:
+                # It most likely died while it had nothing to do, which is not this call's fault.
+                death = self._bury(seat)
+                if last_try:
+                    raise death from None
+        return self._answer(seat, connection)
+
+    def _answer(self, seat: ProcessSeat, connection: Connection) -> tuple[bytes, bytes]:
+        while True:
+            try:
+                answer = connection.recv_bytes()
+            except (EOFError, OSError):
+                raise self._bury(seat) from None
+            tag, body = answer[:1], answer[1:]
+            if tag == _worker.MADE:
+                seat.unfinished.add(os.fsdecode(body))
+            elif tag == _worker.GONE:
+                seat.unfinished.discard(os.fsdecode(body))
+            else:
+                return tag, body
+
+    def _connection(self, seat: ProcessSeat) -> Connection:
+        """The pipe to a child of this seat that is ready for a call."""
+        while seat.child is None:
+            if self._stillborn > 2 * self._workers:
+                raise BackendUnavailable(
+                    "worker processes die before they are ready",
+                    cure="Look at what they wrote to standard error, or use the thread engine.",
+                )
+            seat.child = SpawnedChild(self._threads) if self._nursery is None else self._nursery.fork()
+            if seat.lost:  # killed before there was a child to kill
+                raise self._bury(seat)
+            try:
+                seat.child.connection.recv_bytes()  # READY
+            except (EOFError, OSError):
+                self._stillborn += 1
+                self._bury(seat)
+            else:
+                self._stillborn = 0
+        return seat.child.connection
+
+    def _bury(self, seat: ProcessSeat) -> WorkerDied:
+        """Clear away a dead child and what it left unfinished, and say how it died."""
+        child, seat.child = seat.child, None
+        code = None
+        if child is not None:
+            child.kill()  # a pipe that ended without a death is of no use either
+            code = child.exit_code(LEAVE_SECONDS)
+            child.dismiss()
+        for path in seat.unfinished:
+            scope.remove(path)
+        seat.unfinished.clear()
+        return WorkerDied(_how_it_died(code), exitcode=code)
+
+    def stop(self, seat: Seat) -> None:
+        assert isinstance(seat, ProcessSeat)
+        child = seat.child
+        if child is not None:
+            child.kill()
+
+    def leave(self, seat: Seat) -> None:
+        assert isinstance(seat, ProcessSeat)
+        child, seat.child = seat.child, None
+        if child is not None:
+            child.dismiss()
+            if child.exit_code(LEAVE_SECONDS) is None:
+                child.kill()
+                child.exit_code(LEAVE_SECONDS)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        if wait and self._nursery is not None:
+            self._nursery.close()
+
+
+class _Unreadable(Exception):
+    """A call did not unpickle in the worker."""
+
+
+def _import_path() -> list[str]:
+    """`sys.path` for a process that starts elsewhere; "" means the current folder."""
+    return [entry or os.getcwd() for entry in sys.path]
+
+
+def _default_start_method() -> str:
+    return "forkserver" if sys.platform == "linux" else "spawn"
+
+
+def _how_it_died(code: int | None) -> str:
+    if code is None:
+        return "its worker process died"
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"its worker process was killed by {signal.Signals(-code).name}"
+    return f"its worker process ended with exit code {code}"
+
+
+class ProcessBackend:
+    traits: ClassVar[Traits] = Traits(
+        start=0.15, call=1.2e-4, own_gil=True, pickles=True, coroutines=False, kills=True, remote=False
+    )
+
+    def __init__(self, config: ParallelConfig) -> None:
+        self._config = config
+
+    def open(self, workers: int) -> ProcessExecutor:
+        if sys.platform == "win32":
+            raise BackendUnavailable("needs Linux or macOS", subject="process", cure="Use the thread engine.")
+        return ProcessExecutor(workers, self._config)

@@ -1,0 +1,28 @@
+"""Threads of this process: for work that waits, or that runs in native code, as FFmpeg does."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from video.backends._pool import Pool
+from video.backends.base import Traits
+from video.config import ParallelConfig
+
+
+class ThreadExecutor(Pool):
+    """A thread cannot be killed: a call that is given up runs on in a thread that is written off, and
+    sees `scope.check_cancelled()` raise at its next frame."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers, "video-thread")
+
+
+class ThreadBackend:
+    traits: ClassVar[Traits] = Traits(
+        start=1e-4, call=1.5e-5, own_gil=False, pickles=False, coroutines=False, kills=False, remote=False
+    )
+
+    def __init__(self, config: ParallelConfig) -> None: ...
+
+    def open(self, workers: int) -> ThreadExecutor:
+        return ThreadExecutor(workers)

@@ -1,0 +1,114 @@
+"""How a batch should run: one flat, frozen, checked dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from video.errors import ConfigError
+
+
+class BackendType(StrEnum):
+    """The built-in engines. Wherever one is named, its string or a registered name will do as well."""
+
+    AUTO = "auto"
+    SERIAL = "serial"
+    THREAD = "thread"
+    PROCESS = "process"
+    ASYNC = "async"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelConfig:
+    """Settings of a batch; None means "decide for me".
+
+    :raises ConfigError: on construction, naming the field, its value and what it may be.
+    """
+
+    backend: BackendType | str = BackendType.AUTO
+    max_workers: int | None = None
+    """Workers at once, at least 1. None: the usable CPUs (64 on the async engine, 1 on serial)."""
+    chunk_size: int | None = None
+    """Items that travel together at most; the planner adapts below it. None: up to 256."""
+    timeout: float | None = None
+    """Seconds that one item may run, from its own start. Engines that cannot kill give the item up."""
+    lookahead: int | None = None
+    """Items drawn from the input and not yet handed out at most. None: 1024 for each worker."""
+    threads_per_worker: int | None = None
+    """Native (codec) threads of one item. None: usable CPUs / workers. Fix it for byte-equal encodes."""
+    use_uvloop: bool = True
+    """Run the async engine on uvloop where it is installed."""
+    start_method: str | None = None
+    """Of worker processes: "forkserver" or "spawn". None: forkserver on Linux, spawn elsewhere."""
+    preload: tuple[str, ...] = ()
+    """Modules that the fork server imports once, so that each worker has them from its start."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_workers", "chunk_size", "lookahead", "threads_per_worker"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ConfigError(f"{name} is {value!r}", cure="It takes a whole number of at least 1.")
+        if self.timeout is not None and not (
+            isinstance(self.timeout, int | float)
+            and not isinstance(self.timeout, bool)
+            and 0 < self.timeout < float("inf")
+        ):
+            raise ConfigError(f"timeout is {self.timeout!r}", cure="It takes seconds above 0, or None.")
+        if not isinstance(self.use_uvloop, bool):
+            raise ConfigError(f"use_uvloop is {self.use_uvloop!r}", cure="It takes True or False.")
+        if not isinstance(self.backend, str) or not self.backend:
+            raise ConfigError(f"backend is {self.backend!r}", cure="It takes a BackendType or a name.")
+        if self.start_method not in (None, "forkserver", "spawn"):
+            raise ConfigError(
+                f"start_method is {self.start_method!r}", cure='It takes "forkserver", "spawn" or None.'
+            )
+        if not isinstance(self.preload, tuple) or not all(isinstance(name, str) for name in self.preload):
+            raise ConfigError(f"preload is {self.preload!r}", cure="It takes a tuple of module names.")
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> ParallelConfig:
+        """From names and values, such as a parsed settings file; strings are read as the field's type."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        settings: dict[str, Any] = {}
+        for name, value in mapping.items():
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, n=1)
+                hint = f'Did you mean "{near[0]}"?' if near else f"There are: {', '.join(fields)}."
+                raise ConfigError(f'no setting is called "{name}"', cure=hint)
+            settings[name] = _read(name, value, str(fields[name].type)) if isinstance(value, str) else value
+        return cls(**settings)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, prefix: str = "VIDEO_") -> ParallelConfig:
+        """From variables such as VIDEO_MAX_WORKERS and VIDEO_TIMEOUT; others are left alone."""
+        environ = os.environ if environ is None else environ
+        named = {field.name: environ.get(prefix + field.name.upper()) for field in dataclasses.fields(cls)}
+        return cls.from_mapping({name: value for name, value in named.items() if value})
+
+
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+def _read(name: str, text: str, kind: str) -> Any:
+    """The value that `text` stands for in a field whose annotation is `kind`."""
+    if "None" in kind and text.lower() in ("none", "auto"):
+        return None
+    try:
+        if kind.startswith("int"):
+            return int(text)
+        if kind.startswith("float"):
+            return float(text)
+    except ValueError:
+        raise ConfigError(f"{name} is {text!r}", cure="It takes a number.") from None
+    if kind == "bool":
+        if text.lower() not in _TRUE + _FALSE:
+            raise ConfigError(f"{name} is {text!r}", cure=f"It takes one of {', '.join(_TRUE + _FALSE)}.")
+        return text.lower() in _TRUE
+    if kind.startswith("tuple"):
+        return tuple(part for part in text.replace(",", " ").split() if part)
+    return text

@@ -1,0 +1,103 @@
+"""Decisions of the runner as pure functions and small values: which engine, how wide, how large a chunk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import mul
+
+from video.config import BackendType, ParallelConfig
+
+TARGET_SECONDS = 0.1
+"""Work in one chunk: long enough to drown the cost of a call (about 0.1 ms), short enough that no worker
+waits long for the last one (benchmarks/bench_dispatch.py)."""
+LARGEST_CHUNK = 256
+"""Past this, a no-op item costs the same (benchmarks/bench_dispatch.py), and a lost chunk loses more."""
+ASYNC_WIDTH = 64
+"""Coroutines at once: they wait rather than compute, so the CPUs are no bound."""
+LOOKAHEAD_EACH = 1024
+"""Items drawn and not yet handed out, for each worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How a batch runs, and why."""
+
+    backend: str
+    workers: int
+    threads: int
+    """Native threads of each item: workers x threads <= usable CPUs, unless the user asks for more."""
+    reason: str
+
+
+def choose(
+    config: ParallelConfig, *, coroutine: bool, total: int | None, cpus: int, nested: bool, usual: str
+) -> Choice:
+    """Choose engine, width and threads by fixed rules, the first that fits:
+
+    1. inside a worker: serial, so that workers do not multiply;
+    2. an engine that the user names;
+    3. an `async def` task: async;
+    4. a `timeout`: process, the engine that can stop an item;
+    5. one item: serial, unless the caller wants isolation (`usual` is process);
+    6. else `usual`: thread for a plain task, process for the video processors, since a file that
+       crashes a decoder then costs one item.
+
+    :param total: number of items, or None if the input does not say.
+    """
+    if nested:
+        backend, reason = "serial", "this code already runs in a worker"
+    elif config.backend != BackendType.AUTO:
+        backend, reason = str(config.backend), "it was asked for"
+    elif coroutine:
+        backend, reason = "async", "the task is a coroutine function"
+    elif config.timeout is not None:
+        backend, reason = "process", "a time limit needs an engine that can stop an item"
+    elif total is not None and total <= 1 and usual != "process":
+        backend, reason = "serial", "there is one item"
+    else:
+        backend, reason = usual, "it is the usual engine for this task"
+
+    if backend == "serial":
+        workers = 1
+    else:
+        workers = config.max_workers or (ASYNC_WIDTH if backend == "async" else cpus)
+    busy = workers if total is None else max(1, min(workers, total))
+    threads = config.threads_per_worker or max(1, cpus // busy)
+    return Choice(backend, workers, threads, reason)
+
+
+class ChunkSizes:
+    """Sizes of the next chunks, from the seconds that items took in their workers.
+
+    Towards `TARGET_SECONDS` of work by mean plus one deviation; at most doubling from one chunk to the
+    next; towards the end of a batch of known length by factoring, so that workers end together
+    (Hummel, Schonberg, Flynn: Factoring, CACM 35(8), 1992).
+    """
+
+    def __init__(self, limit: int, workers: int) -> None:
+        self._limit = limit
+        self._workers = workers
+        self._size = 1
+        self._mean: float | None = None
+        self._square = 0.0
+
+    def observe(self, seconds: Sequence[float]) -> None:
+        """Learn from the item times of one finished chunk."""
+        if self._limit == 1 or not seconds:
+            return
+        count = len(seconds)
+        mean, square = sum(seconds) / count, sum(map(mul, seconds, seconds)) / count
+        if self._mean is not None:  # the latest chunk weighs as much as all before it
+            mean, square = (mean + self._mean) / 2, (square + self._square) / 2
+        self._mean, self._square = mean, square
+        usual = mean + math.sqrt(max(0.0, square - mean * mean))
+        wanted = self._limit if usual <= 0 else int(min(self._limit, TARGET_SECONDS / usual))
+        self._size = max(1, min(wanted, 2 * self._size))
+
+    def next(self, left: int | None) -> int:
+        """Items for the next chunk, at least 1; `left` is what remains of the input, where known."""
+        if left is None:
+            return self._size
+        return max(1, min(self._size, math.ceil(left / (2 * self._workers))))

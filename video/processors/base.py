@@ -1,0 +1,218 @@
+"""What all processors share: a batch of requests becomes a batch of responses, errors inside.
+
+A processor says how one request becomes a job (`prepare`, in the caller's process), what a worker does
+with it (`task`), and how its outcome reads (`respond`). Everything else is here, once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from types import TracebackType
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from video.config import BackendType, ParallelConfig
+from video.errors import ConfigError, VideoError
+from video.events import Observer
+from video.outcome import Outcome
+from video.runner import Runner
+
+Request = TypeVar("Request", bound=BaseModel)
+Response = TypeVar("Response")
+Item = TypeVar("Item")
+
+Names = dict[str, int]
+"""Output names given in one batch, each with the last number that was added to make another unique."""
+
+
+class Processor(ABC, Generic[Request, Response]):
+    """Runs requests of one kind. Keeps its workers warm between batches; use it in a `with` block, or
+    call `close`.
+
+    :param config: how batches run; None: every choice is made for you.
+    :param observers: called with each `video.events.Event`.
+    """
+
+    request_type: ClassVar[type[BaseModel]]
+    usual: ClassVar[str] = "process"
+    """The engine that AUTO falls back on. Video work meets damaged files, and only a process of its own
+    keeps a crashing decoder from taking the rest of the batch along."""
+    preload: ClassVar[tuple[str, ...]] = ()
+    """Modules that a worker needs for this work."""
+    task: Callable[[Any], Any]
+    """What a worker does with one job: a function at the top level of its module."""
+
+    def __init__(self, config: ParallelConfig | None = None, *, observers: Iterable[Observer] = ()) -> None:
+        config = config or ParallelConfig()
+        self.config = dataclasses.replace(config, preload=(*config.preload, *self.preload))
+        self.validation_reasons: list[str | None] = []
+        """For each request of the last `validate_batch`: None, or why it is not valid."""
+        self.runner = Runner(self.config, observers=observers)
+
+    def process_batch_parallel(
+        self,
+        requests: Iterable[Request | Mapping[str, Any] | str],
+        backend: BackendType | str = BackendType.AUTO,
+    ) -> list[Response]:
+        """One response for each request, in input order; what goes wrong stands inside it.
+
+        :param requests: requests, or mappings of their fields, or just sources.
+        :param backend: an engine for this batch; AUTO: the configured one.
+        :raises UnknownName, MissingDependency, BackendUnavailable: if there is no such engine here.
+        """
+        return [one for batch in self.stream_process(requests, backend=backend) for one in batch]
+
+    async def process_batch_async(
+        self,
+        requests: Iterable[Request | Mapping[str, Any] | str],
+        backend: BackendType | str = BackendType.AUTO,
+    ) -> list[Response]:
+        """`process_batch_parallel` for async callers; the event loop is never blocked."""
+        batch = _Batch(self, requests, backend)
+        return [batch.response(outcome) async for outcome in self.runner.astream(**batch.call)]
+
+    def stream_process(
+        self,
+        requests: Iterable[Request | Mapping[str, Any] | str],
+        batch_size: int | None = None,
+        *,
+        backend: BackendType | str = BackendType.AUTO,
+    ) -> Iterator[list[Response]]:
+        """Responses in input order, in lists, for inputs of any length: only a bounded number of requests
+        and responses is held.
+
+        :param batch_size: length of the lists (the last may be shorter); None: whatever is ready.
+        """
+        batch = _Batch(self, requests, backend)
+        lists = (list(map(batch.response, outcomes)) for outcomes in self.runner.rounds(**batch.call))
+        if batch_size is None:
+            return lists
+        return self.chunk_data(itertools.chain.from_iterable(lists), batch_size)
+
+    def chunk_data(self, data: Iterable[Item], chunk_size: int = 1000) -> Iterator[list[Item]]:
+        """`data` in lists of `chunk_size`, the last may be shorter; draws no further than asked.
+
+        :raises ConfigError: if `chunk_size` is below 1.
+        """
+        if chunk_size < 1:
+            raise ConfigError(f"chunk_size is {chunk_size}", cure="It takes a whole number of at least 1.")
+        items = iter(data)
+        return iter(lambda: list(itertools.islice(items, chunk_size)), [])
+
+    def validate_batch(self, requests: Iterable[Request | Mapping[str, Any] | str]) -> list[bool]:
+        """Whether each request can be tried, judged without running it; `validation_reasons` says why not."""
+        self.validation_reasons = []
+        for raw in requests:
+            try:
+                self.check(self.request(raw))
+            except Exception as error:  # noqa: BLE001  # any reason is one to report
+                self.validation_reasons.append(str(error) or type(error).__name__)
+            else:
+                self.validation_reasons.append(None)
+        return [reason is None for reason in self.validation_reasons]
+
+    def close(self) -> None:
+        """End the workers. The processor can be used again; it then starts new ones."""
+        self.runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @classmethod
+    def request(cls, raw: Any) -> Request:
+        """`raw` as a request.
+
+        :raises ConfigError: naming each field that is wrong.
+        """
+        if isinstance(raw, cls.request_type):
+            return raw  # type: ignore[return-value]  # request_type is the class of Request
+        if isinstance(raw, str | os.PathLike):
+            raw = {"source": os.fspath(raw)}
+        try:
+            return cls.request_type.model_validate(raw)  # type: ignore[return-value]  # as above
+        except ValidationError as error:
+            wrong = "; ".join(
+                ".".join(map(str, one["loc"])) + (": " if one["loc"] else "") + one["msg"]
+                for one in error.errors()
+            )
+            raise ConfigError(f"this request is not valid: {wrong}", subject=_source(raw)) from None
+
+    @abstractmethod
+    def check(self, request: Request) -> None:
+        """Raise if the request cannot work; cheap, and without touching the network."""
+
+    @abstractmethod
+    def prepare(self, request: Request, names: Names) -> Any:
+        """The job that travels to a worker."""
+
+    @abstractmethod
+    def respond(self, source: str, request: Request | None, outcome: Outcome[Any], backend: str) -> Response:
+        """The response; `request` is None where it was not valid."""
+
+
+class _Batch(Generic[Request, Response]):
+    """One pass over an input: requests become jobs, and outcomes responses."""
+
+    def __init__(
+        self,
+        processor: Processor[Request, Response],
+        requests: Iterable[Any],
+        backend: str,
+    ) -> None:
+        total = len(requests) if isinstance(requests, Sized) else None
+        task = functools.partial(_run, type(processor).task)
+        choice = processor.runner.choose(task, total, backend=backend, usual=processor.usual)
+        self.call: dict[str, Any] = {
+            "task": task,
+            "items": self._jobs(requests),
+            "total": total,
+            "backend": backend,
+            "usual": processor.usual,
+        }
+        self._processor = processor
+        self._backend = choice.backend
+        self._asked: dict[int, tuple[str, Request | None]] = {}
+        self._names: Names = {}
+
+    def _jobs(self, requests: Iterable[Any]) -> Iterator[Any]:
+        for index, raw in enumerate(requests):
+            try:
+                request = self._processor.request(raw)
+                job = self._processor.prepare(request, self._names)
+            except VideoError as error:
+                self._asked[index] = _source(raw), None
+                yield error
+            else:
+                self._asked[index] = _source(request), request
+                yield job
+
+    def response(self, outcome: Outcome[Any]) -> Response:
+        source, request = self._asked.pop(outcome.index)
+        if request is None:
+            outcome = dataclasses.replace(outcome, attempts=0, seconds=0.0)
+        return self._processor.respond(source, request, outcome, self._backend)
+
+
+def _run(task: Callable[[Any], Any], job: Any) -> Any:
+    """A request that was refused travels as its error, so that its response comes in its turn."""
+    if isinstance(job, VideoError):
+        raise job
+    return task(job)
+
+
+def _source(raw: Any) -> str:
+    """What a request, in whatever form, is about."""
+    if isinstance(raw, Mapping):
+        raw = raw.get("source", raw.get("youtube_url", raw))
+    return str(getattr(raw, "source", raw))

@@ -1,0 +1,146 @@
+"""Videos into clips: find the highlights of each, and cut them out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import tempfile
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from video import scope
+from video.models import Clip, Format, Mode, Problem, VideoClipRequest, VideoClipResponse
+from video.outcome import Outcome
+from video.processors.base import Names, Processor
+
+
+@dataclass(frozen=True, slots=True)
+class ClipJob:
+    """What a worker needs to know of one request. Paths are absolute: a worker has a folder of its own."""
+
+    source: str
+    stem: str
+    """Clips are called `stem-01.mp4` and so on; no two jobs of a batch share a stem in one folder."""
+    output_dir: Path
+    count: int
+    min_length: float
+    max_length: float
+    mode: Mode
+    format: Format
+    preview: bool = False
+    """Only choose the clips, and write nothing."""
+
+
+def make_clips(job: ClipJob) -> list[Clip]:
+    """Do one job: all its clips appear in the output folder, or none."""
+    # Imported here, in the worker: whoever only sends requests needs no codec library.
+    from video.media.cut import cut
+    from video.media.highlights import find_highlights
+
+    clips: list[Clip] = []
+    with _video(job) as path, contextlib.ExitStack() as together:
+        for number, one in enumerate(find_highlights(path, job.count, job.min_length, job.max_length), 1):
+            output = job.output_dir / f"{job.stem}-{number:02d}.{job.format}"
+            facts = dict.fromkeys(("width", "height", "frames", "bytes"), 0)
+            if not job.preview:
+                done = cut(path, output, one.start, one.end, mode=job.mode)
+                together.enter_context(scope.provisional(output))
+                facts = {name: getattr(done, name) for name in ("start", "end", *facts)}
+            about = {"path": output, "start": one.start, "end": one.end, "reasons": list(one.reasons)}
+            clips.append(Clip.model_validate(about | {"score": one.score} | facts))
+    return clips
+
+
+@contextlib.contextmanager
+def _video(job: ClipJob) -> Iterator[Path]:
+    """The job's video as a file on this machine, for as long as the block runs."""
+    from video.media.base import output_errors
+    from video.sources.base import is_url, resolve
+
+    source = resolve(job.source)
+    if not is_url(job.source):
+        yield source.fetch(job.source, job.output_dir).path
+        return
+    # Beside the clips: it may be large, and a system's temporary folder is often small.
+    parent = Path(tempfile.gettempdir()) if job.preview else job.output_dir
+    folder = parent / f".download-{secrets.token_hex(6)}"
+    with scope.unfinished(folder):
+        with output_errors(folder):
+            folder.mkdir(parents=True)
+        yield source.fetch(job.source, folder).path
+
+
+class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
+    """Cuts the highlights out of videos.
+
+    >>> with VideoClipProcessor() as processor:                                # doctest: +SKIP
+    ...     for response in processor.process_batch_parallel(["talk.mp4"]):
+    ...         print(response.success, [clip.path for clip in response.clips])
+    """
+
+    request_type = VideoClipRequest
+    preload = ("video.processors.clip", "video.media.cut", "video.media.highlights")
+    task = staticmethod(make_clips)
+
+    def check(self, request: VideoClipRequest) -> None:
+        from video.sources.base import is_url, resolve
+
+        source = resolve(request.source)
+        if not is_url(request.source):
+            source.fetch(request.source, request.output_dir)
+
+    def prepare(self, request: VideoClipRequest, names: Names) -> ClipJob:
+        from video.sources.base import display_name, is_url
+
+        source, folder = request.source, Path(os.path.abspath(request.output_dir))
+        if not is_url(source) and not source.startswith(("file:", "~")):
+            source = os.path.abspath(source)
+        return ClipJob(
+            source=source,
+            stem=_unique(display_name(request.source), folder, names),
+            output_dir=folder,
+            count=request.count,
+            min_length=request.min_clip_length,
+            max_length=request.max_clip_length,
+            mode=request.mode,
+            format=request.format,
+        )
+
+    def respond(
+        self, source: str, request: VideoClipRequest | None, outcome: Outcome[list[Clip]], backend: str
+    ) -> VideoClipResponse:
+        error = outcome.error
+        return VideoClipResponse(
+            source=source,
+            success=error is None,
+            error=None if error is None else Problem.of(error),
+            clips=outcome.value or [],
+            seconds=outcome.seconds,
+            attempts=outcome.attempts,
+            backend=backend,
+            request=request,
+        )
+
+
+class ClipPreview(VideoClipProcessor):
+    """Chooses the clips as `VideoClipProcessor` does, and writes nothing: sizes in its responses are 0."""
+
+    def prepare(self, request: VideoClipRequest, names: Names) -> ClipJob:
+        return replace(super().prepare(request, names), preview=True)
+
+
+def _unique(stem: str, folder: Path, names: Names) -> str:
+    """`stem`, or `stem-2` and so on where the batch has used it; blind to case, as some file systems are."""
+
+    def key(name: str) -> str:
+        return unicodedata.normalize("NFC", str(folder / name)).casefold()
+
+    first, name = key(stem), stem
+    while key(name) in names:
+        names[first] += 1
+        name = f"{stem}-{names[first]}"
+    names[key(name)] = 1
+    return name

@@ -1,0 +1,440 @@
+"""The only loop: draws items, hands them to an engine in chunks, and gives one outcome for each.
+
+    items -> [fill] -> leases on the executor -> [wait] -> outcomes by index -> [due] -> caller
+
+A lease is a chunk that an engine has. A chunk that fails as a whole (its worker died, or something in it
+would not cross the border) is rerun one item at a time, so that only the culprit fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import inspect
+import itertools
+import queue
+import time
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import video.scope as scope
+from video import plan, registry
+from video.backends.base import Executor, Ran, Traits, arrived, run_chunk, run_chunk_abroad, run_coroutine
+from video.config import BackendType, ParallelConfig
+from video.errors import ConfigError, ItemTimeout
+from video.events import Event, Kind, Observer, emit
+from video.outcome import Outcome
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+UNSTARTED_CHECK_SECONDS = 0.02
+"""How often a call that has a time limit and has not begun is looked at; a started one has a due time."""
+DRAW_SECONDS = 0.01
+"""A slow input iterator may hold up the forming of a chunk this long; then the chunk goes as it is."""
+
+
+class Runner:
+    """Runs a task on each item of a batch. Workers stay warm from batch to batch until `close`.
+
+    May be used from several threads at once, and as a context manager.
+
+    >>> with Runner(ParallelConfig(backend="thread", max_workers=2)) as runner:
+    ...     [outcome.value for outcome in runner.map(len, ["a", "bb", "ccc"])]
+    [1, 2, 3]
+    """
+
+    def __init__(self, config: ParallelConfig | None = None, *, observers: Iterable[Observer] = ()) -> None:
+        self.config = config or ParallelConfig()
+        self._observers = tuple(observers)
+        self._opening = Lock()
+        self._open: dict[str, tuple[Executor, Traits]] = {}
+        self._finalizer = weakref.finalize(self, _shut, self._open)
+
+    def map(
+        self,
+        task: Callable[[T], R],
+        items: Iterable[T],
+        *,
+        total: int | None = None,
+        backend: str | None = None,
+        usual: str = "thread",
+    ) -> list[Outcome[R]]:
+        """One outcome for each item, in input order. Arguments and errors: see `rounds`."""
+        return list(self.stream(task, items, total=total, backend=backend, usual=usual))
+
+    def stream(
+        self,
+        task: Callable[[T], R],
+        items: Iterable[T],
+        *,
+        ordered: bool = True,
+        total: int | None = None,
+        backend: str | None = None,
+        usual: str = "thread",
+    ) -> Generator[Outcome[R], None, None]:
+        """Outcomes one by one, as they come. Arguments and errors: see `rounds`."""
+        return _flat(self.rounds(task, items, ordered=ordered, total=total, backend=backend, usual=usual))
+
+    def rounds(
+        self,
+        task: Callable[[T], R],
+        items: Iterable[T],
+        *,
+        ordered: bool = True,
+        total: int | None = None,
+        backend: str | None = None,
+        usual: str = "thread",
+    ) -> Generator[list[Outcome[R]], None, None]:
+        """Outcomes in lists of those that are ready at once. Leaving the generator cancels what waits and
+        gives up what runs.
+
+        :param task: a function of one item; with the async engine it may be `async def`.
+        :param items: any iterable, an endless one too; at most `lookahead` items are drawn ahead.
+        :param ordered: in input order; False: as they finish.
+        :param total: number of items, where `items` has no length but the caller knows.
+        :param backend: an engine for this batch instead of the configured one.
+        :param usual: the engine that AUTO falls back on (see `video.plan.choose`).
+        :raises ConfigError: if the engine cannot run this task.
+        :raises UnknownName, MissingDependency, BackendUnavailable: if there is no such engine here.
+        :raises Exception: what `items` itself raises, after the outcomes of all that was drawn before.
+        """
+        return self._batch(task, items, ordered, total, backend, usual).rounds()
+
+    async def astream(
+        self,
+        task: Callable[[T], R],
+        items: Iterable[T],
+        *,
+        ordered: bool = True,
+        total: int | None = None,
+        backend: str | None = None,
+        usual: str = "thread",
+    ) -> AsyncIterator[Outcome[R]]:
+        """`stream` for async callers: the same loop, advanced in a thread of its own."""
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1, "video-astream") as thread:
+            # The context holds the slot, where this runs in a worker.
+            make = functools.partial(self._batch, task, items, ordered, total, backend, usual)
+            batch = await loop.run_in_executor(thread, contextvars.copy_context().run, make)
+            rounds = batch.rounds()
+            try:
+                while True:
+                    advance = loop.run_in_executor(thread, next, rounds, None)
+                    # Shielded: a cancelled caller must not leave the thread inside the batch unheeded.
+                    outcomes = await asyncio.shield(advance)
+                    if outcomes is None:
+                        return
+                    for outcome in outcomes:
+                        yield outcome
+            finally:
+                batch.stop()
+                await loop.run_in_executor(thread, rounds.close)
+
+    def close(self) -> None:
+        """End the workers. The runner can be used again; it then starts new ones."""
+        with self._opening:
+            _shut(self._open)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def choose(
+        self,
+        task: Callable[..., Any],
+        total: int | None,
+        *,
+        backend: str | None = None,
+        usual: str = "thread",
+    ) -> plan.Choice:
+        """What a batch of `total` items (None: unknown) of this task would run on, and why."""
+        config = self.config
+        if backend is not None and backend != BackendType.AUTO:
+            config = dataclasses.replace(config, backend=backend)
+        return plan.choose(
+            config,
+            coroutine=_is_coroutine_function(task),
+            total=total,
+            cpus=scope.usable_cpus(),
+            nested=scope.current() is not None,
+            usual=usual,
+        )
+
+    def _batch(
+        self,
+        task: Callable[[T], R],
+        items: Iterable[T],
+        ordered: bool,
+        total: int | None,
+        backend: str | None,
+        usual: str,
+    ) -> _Batch[R]:
+        if not callable(task):
+            raise ConfigError(f"the task is {task!r}", cure="It takes a function of one item.")
+        if total is None and isinstance(items, Sized):
+            total = len(items)
+        choice = self.choose(task, total, backend=backend, usual=usual)
+        executor, traits = self._executor(choice)
+        if _is_coroutine_function(task) and not traits.coroutines:
+            raise ConfigError(
+                f"the {choice.backend} engine cannot run an `async def` task", cure='Use backend="async".'
+            )
+        return _Batch(
+            task, iter(items), total, executor, traits, choice, self.config, ordered, self._observers
+        )
+
+    def _executor(self, choice: plan.Choice) -> tuple[Executor, Traits]:
+        with self._opening:
+            if choice.backend not in self._open:
+                backend = registry.backends.get(choice.backend)(self.config)
+                self._open[choice.backend] = backend.open(choice.workers), backend.traits
+            return self._open[choice.backend]
+
+
+def _flat(rounds: Generator[list[Outcome[R]], None, None]) -> Generator[Outcome[R], None, None]:
+    with contextlib.closing(rounds):
+        for outcomes in rounds:
+            yield from outcomes
+
+
+def _shut(executors: dict[str, tuple[Executor, Traits]]) -> None:
+    while executors:
+        _, (executor, _) = executors.popitem()
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _is_coroutine_function(task: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(inspect.unwrap(task)) or inspect.iscoroutinefunction(
+        getattr(task, "__call__", None)  # noqa: B004  # an object with an async __call__
+    )
+
+
+class _Lease:
+    """A chunk that the executor has."""
+
+    __slots__ = ("expired", "indexes", "items")
+
+    def __init__(self, indexes: Sequence[int], items: list[Any]) -> None:
+        self.indexes = indexes
+        self.items = items
+        self.expired = False
+
+
+class _Batch(Generic[R]):
+    """One batch on one executor."""
+
+    def __init__(
+        self,
+        task: Callable[[Any], R],
+        items: Iterator[Any],
+        total: int | None,
+        executor: Executor,
+        traits: Traits,
+        choice: plan.Choice,
+        config: ParallelConfig,
+        ordered: bool,
+        observers: tuple[Observer, ...],
+    ) -> None:
+        self._items = items
+        self._total = total
+        self._executor = executor
+        self._choice = choice
+        self._timeout = config.timeout
+        self._ordered = ordered
+        self._observers = observers
+
+        coroutine = _is_coroutine_function(task)
+        self._run = run_coroutine if coroutine else run_chunk_abroad if traits.pickles else run_chunk
+        if traits.pickles:
+            from video.backends._pickling import Shipped
+
+            task = Shipped(task)  # type: ignore[assignment]  # it arrives as the task
+        self._task = task
+
+        width = choice.workers if total is None else max(1, min(choice.workers, total))
+        # A clock that runs on an item must not run on its neighbours; a coroutine shares its loop anyway.
+        alone = coroutine or self._timeout is not None
+        limit = 1 if alone else config.chunk_size or plan.LARGEST_CHUNK
+        self._sizes = plan.ChunkSizes(limit, width)
+        # One chunk more for each worker hides the way to and fro, but must not wait behind a stuck one.
+        self._most_leases = width if alone or choice.backend == "serial" else 2 * width
+        self._lookahead = config.lookahead or plan.LOOKAHEAD_EACH * width
+
+        self._leases: dict[Future[Ran], _Lease] = {}
+        self._done: queue.SimpleQueue[Future[Ran] | None] = queue.SimpleQueue()
+        self._again: deque[tuple[int, Any]] = deque()
+        self._ready: dict[int, Outcome[R]] = {}
+        self._drawn = 0
+        self._handed = 0
+        self._exhausted = False
+        self._input_error: Exception | None = None
+        self._stopped = False
+
+    def rounds(self) -> Generator[list[Outcome[R]], None, None]:
+        """Outcomes in lists, as soon as there are any."""
+        started = time.perf_counter()
+        choice = self._choice
+        self._tell(Kind.BATCH_STARTED, total=self._total, workers=choice.workers, message=choice.reason)
+        try:
+            while not self._stopped:
+                self._fill()
+                if self._leases:
+                    self._wait()
+                if due := self._due():
+                    yield due
+                if self._exhausted and self._handed == self._drawn:
+                    break
+            if self._input_error is not None:
+                raise self._input_error
+        finally:
+            self._leave()
+            self._tell(Kind.BATCH_FINISHED, total=self._handed, seconds=time.perf_counter() - started)
+
+    def stop(self) -> None:
+        """End `rounds`, from any thread."""
+        self._stopped = True
+        self._done.put(None)
+
+    def _fill(self) -> None:
+        while len(self._leases) < self._most_leases:
+            lease = self._draw()
+            if lease is None:
+                return
+            try:
+                future = self._executor.submit(self._run, self._task, lease.items, self._choice.threads)
+            except Exception as error:  # noqa: BLE001  # an executor may break down in any way
+                future = Future()
+                future.set_exception(error)
+            self._leases[future] = lease
+            future.add_done_callback(self._done.put)
+
+    def _draw(self) -> _Lease | None:
+        if self._again:
+            index, item = self._again.popleft()
+            return _Lease((index,), [item])
+        room = self._lookahead - (self._drawn - self._handed)
+        if self._exhausted or room < 1:
+            return None
+        left = None if self._total is None else max(1, self._total - self._drawn)
+        size = min(room, self._sizes.next(left))
+        items: list[Any] = []
+        patience = time.monotonic() + DRAW_SECONDS
+        try:
+            for item in itertools.islice(self._items, size):
+                items.append(item)
+                if time.monotonic() > patience:
+                    break
+            else:
+                self._exhausted = len(items) < size
+        except Exception as error:  # noqa: BLE001  # it is the caller's, and is raised to him at the end
+            self._input_error, self._exhausted = error, True
+        if not items:
+            return None
+        first, self._drawn = self._drawn, self._drawn + len(items)
+        return _Lease(range(first, self._drawn), items)
+
+    def _wait(self) -> None:
+        """Take what has finished; block until something has, or until a time limit is due."""
+        with contextlib.suppress(queue.Empty):
+            future = self._done.get(timeout=self._next_check())
+            while True:
+                if future is not None:
+                    self._take(future)
+                future = self._done.get_nowait()
+        if self._timeout is not None:
+            self._expire(self._timeout)
+
+    def _take(self, future: Future[Ran]) -> None:
+        lease = self._leases.pop(future, None)
+        if lease is None or lease.expired or future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            self._keep(lease, future.result())
+        elif len(lease.items) == 1:
+            self._finish(Outcome(lease.indexes[0], None, error))
+        else:
+            self._again.extend(zip(lease.indexes, lease.items, strict=True))
+            self._tell(Kind.ITEMS_RERUN, total=len(lease.items), error=error)
+
+    def _keep(self, lease: _Lease, ran: Ran) -> None:
+        self._sizes.observe(ran.seconds)
+        errors = {position: arrived(error, text) for position, error, text in ran.errors}
+        for position, index in enumerate(lease.indexes):
+            error = errors.get(position) if errors else None
+            self._finish(Outcome(index, ran.values[position], error, seconds=ran.seconds[position]))
+
+    def _finish(self, outcome: Outcome[R]) -> None:
+        self._ready[outcome.index] = outcome
+        if self._observers:
+            kind = Kind.ITEM_FINISHED if outcome.ok else Kind.ITEM_FAILED
+            self._tell(kind, index=outcome.index, seconds=outcome.seconds, error=outcome.error)
+
+    def _due(self) -> list[Outcome[R]]:
+        if self._ordered:
+            due = []
+            while (outcome := self._ready.pop(self._handed, None)) is not None:
+                due.append(outcome)
+                self._handed += 1
+            return due
+        due, self._ready = list(self._ready.values()), {}
+        self._handed += len(due)
+        return due
+
+    def _began(self, future: Future[Ran]) -> float | None:
+        began = getattr(self._executor, "began", None)
+        return None if began is None else began(future)
+
+    def _next_check(self) -> float | None:
+        """Seconds until a time limit may be due, or None if none can be."""
+        if self._timeout is None:
+            return None
+        wait = self._timeout
+        for future, lease in self._leases.items():
+            if not lease.expired:
+                began = self._began(future)
+                if began is None:
+                    return UNSTARTED_CHECK_SECONDS
+                wait = min(wait, began + self._timeout - time.monotonic())
+        return max(0.0, wait)
+
+    def _expire(self, timeout: float) -> None:
+        now = time.monotonic()
+        kill = getattr(self._executor, "kill", None)
+        for future, lease in list(self._leases.items()):
+            began = self._began(future)
+            if lease.expired or future.done() or began is None or now - began < timeout:
+                continue
+            lease.expired = True
+            if kill is not None:
+                kill(future)
+                del self._leases[future]
+            error = ItemTimeout(
+                f"ran longer than its limit of {timeout:g} s", cure="Raise `timeout`, or look at this input."
+            )
+            self._finish(Outcome(lease.indexes[0], None, error, seconds=now - began))
+
+    def _leave(self) -> None:
+        """Cancel what waits, give up what runs."""
+        kill = getattr(self._executor, "kill", None)
+        for future in list(self._leases):
+            if not future.cancel() and kill is not None:
+                kill(future)
+        self._leases.clear()
+
+    def _tell(self, kind: Kind, **fields: Any) -> None:
+        if self._observers:
+            emit(self._observers, Event(kind, self._choice.backend, **fields))
