@@ -29,7 +29,7 @@ import video.scope as scope
 from video import plan, registry
 from video.backends.base import Executor, Ran, Traits, arrived, run_chunk, run_chunk_abroad, run_coroutine
 from video.config import BackendType, ParallelConfig
-from video.errors import ConfigError, ItemTimeout
+from video.errors import ConfigError, ItemCancelled, ItemTimeout
 from video.events import Event, Kind, Observer, emit
 from video.outcome import Outcome
 
@@ -57,6 +57,7 @@ class Runner:
         self._observers = tuple(observers)
         self._opening = Lock()
         self._open: dict[str, tuple[Executor, Traits]] = {}
+        self._running: weakref.WeakSet[_Batch[Any]] = weakref.WeakSet()
         self._finalizer = weakref.finalize(self, _shut, self._open)
 
     def map(
@@ -140,8 +141,13 @@ class Runner:
                 await loop.run_in_executor(thread, rounds.close)
 
     def close(self) -> None:
-        """End the workers. The runner can be used again; it then starts new ones."""
+        """End the workers and what they run. The runner can be used again; it then starts new ones.
+
+        A batch that still runs, in another thread, ends there with `ItemCancelled`.
+        """
         with self._opening:
+            for batch in list(self._running):
+                batch.abandon()
             _shut(self._open)
 
     def __enter__(self) -> Self:
@@ -192,9 +198,11 @@ class Runner:
             raise ConfigError(
                 f"the {choice.backend} engine cannot run an `async def` task", cure='Use backend="async".'
             )
-        return _Batch(
+        batch = _Batch(
             task, iter(items), total, executor, traits, choice, self.config, ordered, self._observers
         )
+        self._running.add(batch)
+        return batch
 
     def _executor(self, choice: plan.Choice) -> tuple[Executor, Traits]:
         with self._opening:
@@ -282,6 +290,8 @@ class _Batch(Generic[R]):
         self._exhausted = False
         self._input_error: Exception | None = None
         self._stopped = False
+        self._abandoned = False
+        self._finished = False
 
     def rounds(self) -> Generator[list[Outcome[R]], None, None]:
         """Outcomes in lists, as soon as there are any."""
@@ -290,6 +300,8 @@ class _Batch(Generic[R]):
         self._tell(Kind.BATCH_STARTED, total=self._total, workers=choice.workers, message=choice.reason)
         try:
             while not self._stopped:
+                if self._abandoned:
+                    raise ItemCancelled("its runner was closed while the batch ran")
                 self._fill()
                 if self._leases:
                     self._wait()
@@ -300,6 +312,7 @@ class _Batch(Generic[R]):
             if self._input_error is not None:
                 raise self._input_error
         finally:
+            self._finished = True
             self._leave()
             self._tell(Kind.BATCH_FINISHED, total=self._handed, seconds=time.perf_counter() - started)
 
@@ -307,6 +320,13 @@ class _Batch(Generic[R]):
         """End `rounds`, from any thread."""
         self._stopped = True
         self._done.put(None)
+
+    def abandon(self) -> None:
+        """Give up what runs, and make `rounds` raise, from any thread."""
+        if not self._finished:
+            self._abandoned = True
+            self._leave()
+            self._done.put(None)
 
     def _fill(self) -> None:
         while len(self._leases) < self._most_leases:
@@ -433,7 +453,6 @@ class _Batch(Generic[R]):
         for future in list(self._leases):
             if not future.cancel() and kill is not None:
                 kill(future)
-        self._leases.clear()
 
     def _tell(self, kind: Kind, **fields: Any) -> None:
         if self._observers:

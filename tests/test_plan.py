@@ -1,0 +1,93 @@
+"""The planner's decisions, with plain numbers."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from video import ParallelConfig
+from video.plan import TARGET_SECONDS, Choice, ChunkSizes, choose
+
+
+def chosen(config: ParallelConfig | None = None, **how: object) -> Choice:
+    settings = {"coroutine": False, "total": 10, "cpus": 4, "nested": False, "usual": "thread"} | how
+    return choose(config or ParallelConfig(), **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "how", "backend"),
+    [
+        (ParallelConfig(), {}, "thread"),
+        (ParallelConfig(), {"usual": "process"}, "process"),
+        (ParallelConfig(), {"total": 1}, "serial"),
+        (ParallelConfig(), {"total": 1, "usual": "process"}, "process"),
+        (ParallelConfig(), {"coroutine": True}, "async"),
+        (ParallelConfig(timeout=1), {}, "process"),
+        (ParallelConfig(backend="thread", timeout=1), {}, "thread"),
+        (ParallelConfig(backend="process"), {"nested": True}, "serial"),
+        (ParallelConfig(backend="mine"), {}, "mine"),
+    ],
+)
+def test_auto_follows_its_rules(config: ParallelConfig, how: dict[str, object], backend: str) -> None:
+    choice = chosen(config, **how)
+    assert choice.backend == backend
+    assert choice.reason
+
+
+@given(
+    cpus=st.integers(1, 64),
+    total=st.none() | st.integers(0, 100),
+    usual=st.sampled_from(["thread", "process"]),
+)
+def test_workers_and_their_threads_fit_the_cpus(cpus: int, total: int | None, usual: str) -> None:
+    choice = chosen(cpus=cpus, total=total, usual=usual)
+    busy = choice.workers if total is None else max(1, min(choice.workers, total))
+    assert choice.threads >= 1
+    assert busy * choice.threads <= max(cpus, busy)
+
+
+def test_what_the_user_asks_for_is_kept() -> None:
+    choice = chosen(ParallelConfig(max_workers=16, threads_per_worker=3))
+    assert (choice.workers, choice.threads) == (16, 3)
+
+
+times = st.lists(st.floats(0, 100), min_size=1, max_size=20)
+
+
+@given(
+    history=st.lists(times, max_size=12), left=st.none() | st.integers(0, 10_000), limit=st.integers(1, 300)
+)
+def test_a_chunk_has_at_least_one_item_and_at_most_the_limit(
+    history: list[list[float]], left: int | None, limit: int
+) -> None:
+    sizes = ChunkSizes(limit, workers=2)
+    for seconds in history:
+        before = sizes.next(None)
+        sizes.observe(seconds)
+        assert sizes.next(None) <= 2 * before
+    assert 1 <= sizes.next(left) <= limit
+
+
+@given(size=st.integers(1, 300), left=st.integers(1, 1000), workers=st.integers(1, 16))
+def test_the_last_chunks_leave_work_for_every_worker(size: int, left: int, workers: int) -> None:
+    sizes = ChunkSizes(300, workers)
+    for _ in range(12):
+        sizes.observe([1e-9])
+    assert sizes.next(left) <= max(1, -(-left // (2 * workers)))
+
+
+def test_long_items_travel_alone_at_once() -> None:
+    sizes = ChunkSizes(256, workers=2)
+    for _ in range(12):
+        sizes.observe([1e-7] * 10)
+    assert sizes.next(None) == 256
+    sizes.observe([TARGET_SECONDS] * 10)
+    assert sizes.next(None) == 1
+
+
+def test_a_chunk_holds_about_the_target_of_work() -> None:
+    sizes = ChunkSizes(10_000, workers=2)
+    for _ in range(20):
+        sizes.observe([0.001] * 10)
+    assert sizes.next(None) == pytest.approx(TARGET_SECONDS / 0.001, rel=0.02)

@@ -1,0 +1,308 @@
+"""What the runner promises on every engine."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests import tasks
+from tests.waiting import until
+from video import ParallelConfig, Runner
+from video.errors import ConfigError, ItemCancelled, ItemTimeout, RemoteTraceback, UnknownName
+from video.events import Event, Kind
+
+ENGINES = ["serial", "thread", "process", "async"]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    with Runner(ParallelConfig(backend=request.param, max_workers=2)) as runner:
+        yield runner
+
+
+def test_outcomes_come_in_input_order(runner: Runner) -> None:
+    outcomes = runner.map(tasks.double, range(1000))
+    assert [one.index for one in outcomes] == list(range(1000))
+    assert [one.value for one in outcomes] == list(range(0, 2000, 2))
+    assert all(one.ok and one.attempts == 1 and one.origin == "run" for one in outcomes)
+
+
+def test_an_empty_input_gives_no_outcomes(runner: Runner) -> None:
+    assert runner.map(tasks.double, []) == []
+
+
+def test_unordered_gives_each_outcome_once(runner: Runner) -> None:
+    outcomes = list(runner.stream(tasks.double, range(500), ordered=False))
+    assert sorted(one.index for one in outcomes) == list(range(500))
+
+
+@pytest.mark.parametrize("task", [tasks.fail_on_3, tasks.exit_on_3])
+def test_an_item_that_raises_fails_alone(runner: Runner, task: Any) -> None:
+    outcomes = runner.map(task, range(6))
+    assert [one.index for one in outcomes if not one.ok] == [3]
+    assert [one.value for one in outcomes] == [0, 1, 2, None, 4, 5]
+
+
+def test_the_traceback_names_the_line_in_the_task(runner: Runner) -> None:
+    error = runner.map(tasks.fail_on_3, [3])[0].error
+    assert isinstance(error, ValueError)
+    assert str(error) == "three is 3"
+    if isinstance(error.__cause__, RemoteTraceback):
+        assert "in fail_on_3" in str(error.__cause__)
+    else:
+        frames = []
+        trace = error.__traceback__
+        while trace:
+            frames.append(trace.tb_frame.f_code.co_name)
+            trace = trace.tb_next
+        assert "fail_on_3" in frames
+
+
+def test_a_lambda_and_a_closure_are_tasks(runner: Runner) -> None:
+    add = 7
+    assert [one.value for one in runner.map(lambda x: x + add, range(3))] == [7, 8, 9]
+
+
+def test_an_endless_input_is_drawn_no_further_than_lookahead(runner: Runner) -> None:
+    drawn = itertools.count()
+
+    def endless() -> Iterator[int]:
+        for _ in iter(int, 1):
+            yield next(drawn)
+
+    bounded = Runner(ParallelConfig(backend=runner.config.backend, max_workers=2, lookahead=10))
+    with bounded:
+        stream = bounded.stream(tasks.double, endless())
+        taken = [next(stream).value for _ in range(25)]
+        time.sleep(0.1)
+        assert taken == list(range(0, 50, 2))
+        assert next(drawn) <= 25 + 2 * 10
+        stream.close()
+
+
+def test_a_failing_input_gives_its_outcomes_first_and_then_its_error(runner: Runner) -> None:
+    def failing() -> Iterator[int]:
+        yield from range(7)
+        raise OSError("the list ends badly")
+
+    seen = []
+    with pytest.raises(OSError, match="ends badly"):
+        for outcome in runner.stream(tasks.double, failing()):
+            seen.append(outcome.value)  # noqa: PERF401  # the error must not lose what came before
+    assert seen == list(range(0, 14, 2))
+
+
+def test_the_runner_can_be_used_again_after_a_batch_was_left(runner: Runner) -> None:
+    for _ in range(3):
+        stream = runner.stream(tasks.double, itertools.count())
+        assert next(stream).value == 0
+        stream.close()
+    assert [one.value for one in runner.map(tasks.double, range(5))] == [0, 2, 4, 6, 8]
+
+
+def test_a_runner_inside_a_worker_runs_inline(runner: Runner) -> None:
+    assert runner.map(tasks.nested, [5])[0].value == ["serial", "10", "12"]
+
+
+def test_several_threads_share_one_runner(runner: Runner) -> None:
+    results: list[list[Any]] = []
+
+    def use(first: int) -> None:
+        results.append([one.value for one in runner.map(tasks.double, range(first, first + 200))])
+
+    users = [threading.Thread(target=use, args=(1000 * n,)) for n in range(4)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join(30)
+    assert sorted(map(tuple, results)) == [
+        tuple(range(2000 * n, 2000 * n + 400, 2)) for n in range(4)
+    ]  # fmt: skip
+
+
+def test_a_closed_runner_starts_anew(runner: Runner) -> None:
+    runner.close()
+    assert runner.map(tasks.double, [4])[0].value == 8
+
+
+def test_async_callers_get_the_same_outcomes_and_are_not_blocked(runner: Runner) -> None:
+    async def main() -> tuple[list[Any], int]:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.005)
+                ticks += 1
+
+        ticker = asyncio.create_task(tick())
+        values = [one.index async for one in runner.astream(lambda _: time.sleep(0.02), range(10))]
+        ticker.cancel()
+        return values, ticks
+
+    values, ticks = asyncio.run(main())
+    assert values == list(range(10))
+    assert ticks >= 3
+
+
+def test_a_cancelled_async_caller_leaves_the_batch(runner: Runner) -> None:
+    async def main() -> None:
+        async def use() -> None:
+            async for _ in runner.astream(tasks.double, itertools.count()):
+                await asyncio.sleep(0)
+
+        user = asyncio.create_task(use())
+        await asyncio.sleep(0.2)
+        user.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await user
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+    assert runner.map(tasks.double, [1])[0].value == 2
+
+
+def test_events_tell_of_start_each_item_and_end(runner: Runner) -> None:
+    events: list[Event] = []
+    with Runner(runner.config, observers=[events.append]) as watched:
+        watched.map(tasks.fail_on_3, range(5))
+    assert events[0].kind is Kind.BATCH_STARTED
+    assert events[0].total == 5
+    assert events[-1].kind is Kind.BATCH_FINISHED
+    ends = {one.index: one.kind for one in events[1:-1]}
+    assert ends == {n: Kind.ITEM_FAILED if n == 3 else Kind.ITEM_FINISHED for n in range(5)}
+
+
+def test_an_observer_that_raises_breaks_nothing(runner: Runner, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(_: Event) -> None:
+        raise RuntimeError("observer")
+
+    with Runner(runner.config, observers=[broken]) as watched:
+        assert len(watched.map(tasks.double, range(3))) == 3
+    assert "observer" in caplog.text
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    count=st.integers(0, 60),
+    failing=st.sets(st.integers(0, 59), max_size=8),
+    chunk=st.integers(1, 9),
+    lookahead=st.integers(1, 12),
+    workers=st.integers(1, 4),
+    engine=st.sampled_from(["serial", "thread"]),
+)
+def test_nothing_is_lost_or_doubled(
+    count: int, failing: set[int], chunk: int, lookahead: int, workers: int, engine: str
+) -> None:
+    """Order and conservation, whatever the sizes."""
+
+    def task(x: int) -> int:
+        if x in failing:
+            raise ValueError(x)
+        return x
+
+    config = ParallelConfig(backend=engine, max_workers=workers, chunk_size=chunk, lookahead=lookahead)
+    with Runner(config) as runner:
+        outcomes = runner.map(task, iter(range(count)))
+    assert [one.index for one in outcomes] == list(range(count))
+    assert {one.index for one in outcomes if not one.ok} == {n for n in failing if n < count}
+
+
+@pytest.mark.parametrize("engine", ["thread", "process"])
+def test_a_time_limit_costs_the_slow_item_alone(engine: str) -> None:
+    with Runner(ParallelConfig(backend=engine, max_workers=2, timeout=0.5)) as runner:
+        outcomes = runner.map(tasks.hang_on_3, range(8))
+    assert [one.index for one in outcomes if not one.ok] == [3]
+    assert isinstance(outcomes[3].error, ItemTimeout)
+    assert isinstance(outcomes[3].error, TimeoutError)
+
+
+def test_a_stuck_thread_does_not_hold_its_slot() -> None:
+    """With one worker and one stuck item, the others still run."""
+    with Runner(ParallelConfig(backend="thread", max_workers=1, timeout=0.3)) as runner:
+        outcomes = runner.map(tasks.hang_on_3, range(6))
+    assert [one.index for one in outcomes if not one.ok] == [3]
+
+
+def test_a_time_limit_cancels_a_coroutine() -> None:
+    async def slow(x: int) -> int:
+        await asyncio.sleep(60 if x == 3 else 0)
+        return x
+
+    with Runner(ParallelConfig(timeout=0.3, backend="async")) as runner:
+        outcomes = runner.map(slow, range(6))
+    assert [one.index for one in outcomes if not one.ok] == [3]
+
+
+def test_waiting_for_a_worker_is_not_charged_to_the_item() -> None:
+    """Ten items of 0.1 s on one worker take 1 s together, and none passes a limit of 0.6 s."""
+    with Runner(ParallelConfig(backend="thread", max_workers=1, timeout=0.6)) as runner:
+        assert all(one.ok for one in runner.map(lambda _: time.sleep(0.1), range(10)))
+
+
+def test_coroutines_run_side_by_side() -> None:
+    at_once = most = 0
+
+    async def count(_: int) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.02)
+        at_once -= 1
+
+    with Runner(ParallelConfig(max_workers=8)) as runner:
+        assert all(one.ok for one in runner.map(count, range(40)))
+    assert 2 <= most <= 8
+
+
+def test_a_coroutine_task_needs_the_async_engine() -> None:
+    with Runner(ParallelConfig(backend="thread")) as runner, pytest.raises(ConfigError, match="async"):
+        runner.map(tasks.double_later, [1])
+
+
+def test_an_unknown_engine_lists_those_that_exist() -> None:
+    with Runner(ParallelConfig(backend="proces")) as runner, pytest.raises(UnknownName, match="process"):
+        runner.map(tasks.double, [1])
+
+
+def test_a_task_that_cannot_be_called_is_refused_at_once() -> None:
+    with Runner() as runner, pytest.raises(ConfigError, match="function"):
+        runner.stream(3, [1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("engine", ["thread", "process"])
+def test_closing_the_runner_ends_what_runs_and_its_unfinished_files(engine: str, tmp_path: Path) -> None:
+    """The batch ends with an error in its own thread, rather than with fewer outcomes."""
+    path, ends = tmp_path / "a.part", []
+
+    def use() -> None:
+        try:
+            runner.map(tasks.write_until_cancelled, [str(path)] * 3)
+        except ItemCancelled as error:
+            ends.append(error)
+
+    with Runner(ParallelConfig(backend=engine, max_workers=2)) as runner:
+        user = threading.Thread(target=use, daemon=True)
+        user.start()
+        until(path.exists)
+        runner.close()
+        assert not path.exists()
+        user.join(20)
+    assert len(ends) == 1
+
+
+def test_native_threads_share_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("video.scope.usable_cpus", lambda: 8)
+    with Runner(ParallelConfig(backend="thread", max_workers=4)) as runner:
+        assert {one.value for one in runner.map(tasks.threads, range(8))} == {2}
+        assert {one.value for one in runner.map(tasks.threads, range(2))} == {4}
+    with Runner(ParallelConfig(backend="thread", max_workers=4, threads_per_worker=1)) as runner:
+        assert {one.value for one in runner.map(tasks.threads, range(8))} == {1}
