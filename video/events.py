@@ -13,6 +13,7 @@ logger = logging.getLogger("video")
 
 class Kind(StrEnum):
     BATCH_STARTED = "batch_started"
+    ITEM_PROGRESS = "item_progress"
     ITEM_FINISHED = "item_finished"
     ITEM_FAILED = "item_failed"
     ITEMS_RERUN = "items_rerun"
@@ -31,6 +32,8 @@ class Event:
     index: int | None = None
     seconds: float | None = None
     """Wall time: of the item in its worker, or of the whole batch."""
+    fraction: float | None = None
+    """Share of an item's work that is done, 0 to 1, as its task reports it."""
     error: BaseException | None = None
     message: str = ""
     at: float = field(default_factory=time.time)

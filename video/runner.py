@@ -339,7 +339,12 @@ class _Batch(Generic[R]):
                 future = Future()
                 future.set_exception(error)
             self._leases[future] = lease
+            if self._observers and len(lease.items) == 1 and hasattr(self._executor, "watch"):
+                self._executor.watch(future, functools.partial(self._report, lease.indexes[0]))
             future.add_done_callback(self._done.put)
+
+    def _report(self, index: int, fraction: float, words: str) -> None:
+        self._tell(Kind.ITEM_PROGRESS, index=index, fraction=fraction, message=words)
 
     def _draw(self) -> _Lease | None:
         if self._again:
@@ -425,10 +430,10 @@ class _Batch(Generic[R]):
         wait = self._timeout
         for future, lease in self._leases.items():
             if not lease.expired:
-                began = self._began(future)
-                if began is None:
+                began, now = self._began(future), time.monotonic()
+                if began is None or began > now:
                     return UNSTARTED_CHECK_SECONDS
-                wait = min(wait, began + self._timeout - time.monotonic())
+                wait = min(wait, began + self._timeout - now)
         return max(0.0, wait)
 
     def _expire(self, timeout: float) -> None:

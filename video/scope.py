@@ -1,8 +1,9 @@
 """What running code may know of the slot that it runs in: its share of the machine, whether to stop,
-and where to declare unfinished files so that they vanish even if its worker is killed.
+where to say how far it is, and where to declare unfinished files so that they vanish even if its worker
+is killed.
 
-Outside any worker there is no slot: all CPUs may be used, nothing cancels, unfinished files are
-removed by the code that made them.
+Outside any worker there is no slot: all CPUs may be used, nothing cancels, nobody listens, unfinished
+files are removed by the code that made them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,8 +22,16 @@ from pathlib import Path
 from video.errors import ItemCancelled
 
 
+REPORT_SECONDS = 0.1
+"""Reports of progress closer together than this are dropped: nobody can read faster."""
+
+
 def _ignore(path: str, unfinished: bool) -> None:
     """Nobody outside this process needs to know of the file."""
+
+
+def _unheard(fraction: float, words: str) -> None:
+    """Nobody watches."""
 
 
 @dataclass(slots=True)
@@ -33,6 +43,9 @@ class Slot:
     cancelled: threading.Event = field(default_factory=threading.Event)
     declare: Callable[[str, bool], None] = _ignore
     """Told (path, True) before an unfinished file is made, (path, False) once it is gone or whole."""
+    listener: Callable[[float, str], None] = _unheard
+    reported: float = 0.0
+    """`time.monotonic()` of the last report."""
 
 
 _slot: ContextVar[Slot | None] = ContextVar("video_slot", default=None)
@@ -69,6 +82,18 @@ def check_cancelled() -> None:
     slot = _slot.get()
     if slot is not None and slot.cancelled.is_set():
         raise ItemCancelled("stopped because its batch was left or its time was up")
+
+
+def report(fraction: float, words: str = "") -> None:
+    """Say how far this item is. Cheap, and may be called often.
+
+    :param fraction: share of the work that is done, 0 to 1.
+    :param words: what it does now, such as "clip 2 of 3".
+    """
+    slot = _slot.get()
+    if slot is not None and (now := time.monotonic()) - slot.reported >= REPORT_SECONDS:
+        slot.reported = now
+        slot.listener(fraction, words)
 
 
 @contextlib.contextmanager

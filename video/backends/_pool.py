@@ -32,6 +32,11 @@ class Call(Future[Any]):
         self.args = args
         self.began: float | None = None
         self.seat: Seat | None = None
+        self.listener: Callable[[float, str], None] | None = None
+
+    def report(self, fraction: float, words: str) -> None:
+        if self.listener is not None:
+            self.listener(fraction, words)
 
 
 class Seat:
@@ -69,6 +74,11 @@ class Pool:
     def began(self, call: Future[Any]) -> float | None:
         assert isinstance(call, Call)
         return call.began
+
+    def watch(self, call: Future[Any], listener: Callable[[float, str], None]) -> None:
+        """Pass on what the call reports; `listener` is called in another thread."""
+        assert isinstance(call, Call)
+        call.listener = listener
 
     def kill(self, call: Future[Any]) -> None:
         """Give up a running call; a call that has ended, or still waits, is left as it is."""
@@ -145,6 +155,7 @@ class Pool:
         return Seat()
 
     def run(self, call: Call, seat: Seat) -> Any:
+        seat.slot.listener = call.report
         call.began = time.monotonic()
         return call.fn(*call.args)
 

@@ -2,10 +2,12 @@
 
 Messages are one tag byte and a body.
 
-    parent -> child   CALL pickled (fn, args)
+    parent -> child   CALL pickled (fn, args) | TIMED_CALL the same
     child -> parent   READY, once
+                      BEGAN, of a timed call, once it is unpickled and all that it needs is imported
                       DONE pickled result | FAILED pickled (error, traceback text)
                       UNREADABLE text: the call did not unpickle here
+                      REPORT struct FRACTION, text: how far the item is
                       MADE path / GONE path: an unfinished file, for the parent to remove if we are killed
 
 The end of the pipe is the order to leave.
@@ -16,17 +18,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 import video.scope as scope
 from video.backends import _pickling
 from video.backends.base import Ran, portable, without_unpicklable
 
-CALL, READY, DONE, FAILED, UNREADABLE, MADE, GONE = b"c", b"r", b"d", b"f", b"u", b"m", b"g"
+CALL, TIMED_CALL = b"c", b"t"
+READY, BEGAN, DONE, FAILED, UNREADABLE, REPORT, MADE, GONE = b"r", b"b", b"d", b"f", b"u", b"p", b"m", b"g"
+FRACTION = struct.Struct("<d")
 
 PARENT_CHECK_SECONDS = 1.0
 THREAD_VARIABLES = (
@@ -58,20 +64,25 @@ def serve(connection: Connection) -> None:
     def declare(path: str, unfinished: bool) -> None:
         send(MADE if unfinished else GONE, os.fsencode(path))
 
-    scope.enter(scope.Slot(declare=declare))
+    def listener(fraction: float, words: str) -> None:
+        send(REPORT, FRACTION.pack(fraction) + words.encode())
+
+    scope.enter(scope.Slot(declare=declare, listener=listener))
     try:
         send(READY, b"")
         while True:
-            send(*_answer(connection.recv_bytes()))
+            send(*_answer(connection.recv_bytes(), send))
     except (EOFError, OSError):
         return  # dismissed, or the parent is gone
 
 
-def _answer(message: bytes) -> tuple[bytes, bytes]:
+def _answer(message: bytes, send: Callable[[bytes, bytes], None]) -> tuple[bytes, bytes]:
     try:
         fn, args = _pickling.loads(message[1:])
     except Exception:  # noqa: BLE001  # unpickling runs foreign code, which may raise anything
         return UNREADABLE, traceback.format_exc().encode("utf-8", "replace")
+    if message[:1] == TIMED_CALL:
+        send(BEGAN, b"")
     del message
     try:
         result = fn(*args)

@@ -1,11 +1,13 @@
 """What an engine is: one that opens an executor, and says by its traits which promises it can keep.
 
-`submit -> Future` is the whole interface. Two more methods are optional, and the runner uses them where
+`submit -> Future` is the whole interface. Three more methods are optional, and the runner uses them where
 they exist:
 
 - `kill(future)`: give up this running call now. Where the trait `kills` holds, it is really stopped;
   elsewhere its worker is replaced, so that it holds no slot any more.
-- `began(future)`: `time.monotonic()` of the moment when the call really started, or None if it has not.
+- `began(future)`: `time.monotonic()` of the moment when the call really started; None, or a time to come, if it
+  has not.
+- `watch(future, listener)`: pass on what the call reports of its progress (`video.scope.report`).
 """
 
 from __future__ import annotations

@@ -33,6 +33,10 @@ LEAVE_SECONDS = 2.0
 """How long an idle child may take to leave before it is killed."""
 
 
+LOAD_SECONDS = 60.0
+"""How long a worker may take to import what a call needs before its time limit starts all the same."""
+
+
 class Child(Protocol):
     """One worker process, seen from its parent."""
 
@@ -192,6 +196,7 @@ class ProcessExecutor(Pool):
     def __init__(self, workers: int, config: ParallelConfig) -> None:
         super().__init__(workers, "video-process")
         self._threads = config.threads_per_worker or max(1, scope.usable_cpus() // workers)
+        self._timed = config.timeout is not None
         self._stillborn = 0
         self._nursery: Nursery | None = None
         if (config.start_method or _default_start_method()) == "forkserver":
@@ -239,18 +244,22 @@ class ProcessExecutor(Pool):
         """Send the call, and return the tag and the body of its answer."""
         for last_try in (False, True):
             connection = self._connection(seat)
-            call.began = time.monotonic()
             try:
-                connection.send_bytes(_worker.CALL + message)
+                if self._timed:
+                    call.began = time.monotonic() + LOAD_SECONDS
+                    connection.send_bytes(_worker.TIMED_CALL + message)
+                else:
+                    call.began = time.monotonic()
+                    connection.send_bytes(_worker.CALL + message)
                 break
             except OSError:
                 # It most likely died while it had nothing to do, which is not this call's fault.
                 death = self._bury(seat)
                 if last_try:
                     raise death from None
-        return self._answer(seat, connection)
+        return self._answer(call, seat, connection)
 
-    def _answer(self, seat: ProcessSeat, connection: Connection) -> tuple[bytes, bytes]:
+    def _answer(self, call: Call, seat: ProcessSeat, connection: Connection) -> tuple[bytes, bytes]:
         while True:
             try:
                 answer = connection.recv_bytes()
@@ -261,6 +270,11 @@ class ProcessExecutor(Pool):
                 seat.unfinished.add(os.fsdecode(body))
             elif tag == _worker.GONE:
                 seat.unfinished.discard(os.fsdecode(body))
+            elif tag == _worker.REPORT:
+                (fraction,) = _worker.FRACTION.unpack_from(body)
+                call.report(fraction, body[_worker.FRACTION.size :].decode())
+            elif tag == _worker.BEGAN:
+                call.began = time.monotonic()
             else:
                 return tag, body
 

@@ -42,7 +42,10 @@ def make_clips(job: ClipJob) -> list[Clip]:
 
     clips: list[Clip] = []
     with _video(job) as path, contextlib.ExitStack() as together:
-        for number, one in enumerate(find_highlights(path, job.count, job.min_length, job.max_length), 1):
+        scope.report(0.0, "looking for highlights")
+        highlights = find_highlights(path, job.count, job.min_length, job.max_length)
+        for number, one in enumerate(highlights, 1):
+            scope.report((number - 0.5) / (len(highlights) + 0.5), f"clip {number} of {len(highlights)}")
             output = job.output_dir / f"{job.stem}-{number:02d}.{job.format}"
             facts = dict.fromkeys(("width", "height", "frames", "bytes"), 0)
             if not job.preview:

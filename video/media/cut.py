@@ -1,0 +1,154 @@
+"""Cutting one clip out of a video: exact to the frame by encoding anew, or fast by copying from a key frame.
+
+Seconds count as a player's clock does: 0 is where the first video or audio stream of the file starts, even
+if its timestamps begin elsewhere or below zero. A clip starts at 0 itself.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal, get_args
+
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+
+from video.errors import ConfigError, OutputError, UnsupportedMedia
+from video.media import base, reencode, remux
+from video.media.encode import CONTAINERS, Written, muxer
+
+Mode = Literal["exact", "copy"]
+
+_OWN_PROBE_BYTES = 5000
+_ROUNDING_SECONDS = Fraction(3, 1000)
+"""Matroska rounds to milliseconds, both of two timestamps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A clip that was written, as counted while it was."""
+
+    path: Path
+    start: float
+    """Seconds in the source at which its first frame is shown."""
+    end: float
+    """Seconds in the source at which its last frame ends."""
+    width: int
+    """Pixels as shown, after rotation and pixel shape."""
+    height: int
+    frames: int
+    bytes: int
+    mode: Mode
+
+
+def cut(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    start: float,
+    end: float,
+    mode: Mode = "exact",
+) -> Cut:
+    """Write the part of `source` from `start` to `end` to `output`, with its sound.
+
+    `exact` encodes anew (H.264 and AAC): it holds the frames that begin at or after `start` and before
+    `end`, no other, each as long as in the source, upright, with square pixels and even sizes. It starts
+    with the first such frame, and sound is cut at the same instants, to the sample.
+
+    `copy` copies what is stored, many times faster: it starts at the last key frame at or before `start`,
+    and ends up to a few frames after `end` where stored frames depend on each other.
+
+    `output` appears whole or not at all, checked, and replaces what was there.
+
+    :param source: a local video file.
+    :param output: its extension, `.mp4`, `.mkv` or `.mov`, chooses the container.
+    :param start: seconds from the start of the video as a player shows it, 0 or more.
+    :param end: seconds; beyond the end of the video means its end.
+    :raises ConfigError: a time, mode or output that makes no sense, or no frame begins between the times.
+    :raises SourceNotFound, SourceError: `source` cannot be read.
+    :raises InvalidMedia: it is damaged so that no frame can be had.
+    :raises UnsupportedMedia: it has no video, or `copy` cannot put its codec into this container.
+    :raises OutputError: `output` cannot be written: no permission, a full disk, a failed check.
+    :raises ItemCancelled: the batch was left meanwhile.
+    """
+    source, output = os.fspath(source), Path(output)
+    _check_arguments(source, output, start, end, mode)
+    write = reencode.write if mode == "exact" else remux.write
+    with base.open_input(source) as container, base.writing(output) as part:
+        video = base.video_stream(container)
+        audio = _audio_stream(container)
+        zero = base.origin(container)
+        with muxer(part) as out:
+            written = write(container, out, video, audio, zero + Fraction(start), zero + Fraction(end))
+        _check_result(part, output, written, has_audio=audio is not None)
+        size = part.stat().st_size
+    return Cut(
+        path=output,
+        start=float(written.first - zero),
+        end=float(written.end - zero),
+        width=written.size[0],
+        height=written.size[1],
+        frames=written.frames,
+        bytes=size,
+        mode=mode,
+    )
+
+
+def _check_arguments(source: str, output: Path, start: float, end: float, mode: str) -> None:
+    if mode not in get_args(Mode):
+        raise ConfigError(f"unknown mode {mode!r}", subject="mode", cure="Use one of: exact, copy.")
+    for name, value in (("start", start), ("end", end)):
+        if not math.isfinite(value):
+            raise ConfigError(f"must be a finite number of seconds, not {value}", subject=name)
+    if start < 0:
+        raise ConfigError(
+            f"must not be negative, but is {start:g} s", subject="start", cure="0 is the start."
+        )
+    if end <= start:
+        raise ConfigError(f"must be after start ({start:g} s), but is {end:g} s", subject="end")
+    if output.suffix.lower() not in CONTAINERS:
+        known = ", ".join(CONTAINERS)
+        raise ConfigError(
+            f"unknown extension {output.suffix!r}", subject=str(output), cure=f"Use one of: {known}."
+        )
+    if output.exists() and os.path.exists(source) and os.path.samefile(source, output):
+        raise ConfigError("is the source itself", subject=str(output), cure="Choose another output name.")
+
+
+def _audio_stream(container: InputContainer) -> AudioStream | None:
+    """The first audio stream that FFmpeg can decode, or None where the file has no audio."""
+    streams = container.streams.audio
+    for stream in streams:
+        if stream.codec_context is not None:
+            return stream
+    if streams:
+        raise UnsupportedMedia(
+            "has an audio codec that this FFmpeg does not know",
+            subject=base.source_name(container),
+            cure="Convert its audio to AAC first.",
+        )
+    return None
+
+
+def _check_result(part: Path, output: Path, written: Written, *, has_audio: bool) -> None:
+    """Refuse to call a file a clip unless it reads back as what was written."""
+    wanted = written.last - written.first
+    problem = None
+    with base.open_input(part, probe_bytes=_OWN_PROBE_BYTES) as container:
+        video = base.video_stream(container)
+        tick = base.fraction(video.time_base)
+        stamps = [packet.pts * tick for packet in base.packets(container, video) if packet.pts is not None]
+        if len(stamps) != written.frames:
+            problem = f"{len(stamps)} frames came out where {written.frames} were written"
+        elif abs(max(stamps) - min(stamps) - wanted) > _ROUNDING_SECONDS:
+            problem = (
+                f"it lasts {float(max(stamps) - min(stamps)):.3f} s where {float(wanted):.3f} s were written"
+            )
+        elif has_audio and not container.streams.audio:
+            problem = "its audio is missing"
+    if problem is not None:
+        raise OutputError(
+            f"failed the check after writing: {problem}", subject=str(output), cure="Try again."
+        )
