@@ -1,0 +1,169 @@
+"""`video clips`: the main job."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from video.cli.common import SOME_FAILED_EXIT, STOPPED_EXIT, config_of, engine_options, machine_reads, people
+from video.cli.inputs import expand
+from video.models import Problem, VideoClipRequest, VideoClipResponse
+
+EXAMPLES = """\b
+Examples:
+  video clips talk.mp4 --out clips
+  video clips films/ "more/*.mkv" --count 5 --max-length 30
+  video clips @list.txt --workers 4 --timeout 600 --json > clips.jsonl
+  video clips https://example.org/talk.mp4 --mode copy
+  find . -name '*.mp4' | video clips - --dry-run
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("clips"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder for the clips; made if it is missing.",
+)
+@click.option(
+    "--count",
+    "-n",
+    type=click.IntRange(1, 1000),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Clips of each video, at most.",
+)
+@click.option(
+    "--min-length",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Shortest clip.  [default: 3, or --max-length if that is less]",
+)
+@click.option(
+    "--max-length",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Longest clip.",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["exact", "copy"]),
+    default="exact",
+    show_default=True,
+    help="exact: re-encoded, right to the frame; copy: as it is, from the key frame before.",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["mp4", "mkv", "mov"]),
+    default="mp4",
+    show_default=True,
+    help="Container of the clips.",
+)
+@engine_options
+@click.option(
+    "--json",
+    is_flag=True,
+    help="One JSON object a video, as soon as it is done, in input order.  [default when piped]",
+)
+@click.option("--dry-run", is_flag=True, help="Choose the clips and show them, but write nothing.")
+@click.option("--debug", is_flag=True, help="Show tracebacks of what fails.")
+def clips(
+    inputs: tuple[str, ...], out: Path, count: int, min_length: float | None, max_length: float,
+    mode: str, format_: str, backend: str, workers: int | None, timeout: float | None,
+    json: bool, dry_run: bool, debug: bool,
+) -> int:  # fmt: skip
+    """Cut the highlights out of videos.
+
+    INPUT is a file, a folder, a glob in quotes, @FILE (a list, one name a line), a URL, or - (a list on
+    standard input). Put -- before names that start with a dash.
+    """
+    from video.processors.clip import ClipPreview, VideoClipProcessor
+    from video.telemetry.progress import ProgressBars
+
+    sources = expand(inputs)
+    if not sources:
+        raise click.UsageError("the list names no video")
+    lengths = {"max_clip_length": max_length} | (
+        {} if min_length is None else {"min_clip_length": min_length}
+    )
+    if min_length is not None and min_length > max_length:
+        raise click.UsageError(f"--min-length {min_length:g} is over --max-length {max_length:g}")
+    requests = [
+        {"source": source, "count": count, "output_dir": out, "mode": mode, "format": format_, **lengths}
+        for source in sources
+    ]  # fmt: skip
+
+    console, lines = people(), machine_reads(json)
+    responses: list[VideoClipResponse] = []
+    processor_type = ClipPreview if dry_run else VideoClipProcessor
+    try:
+        with (
+            ProgressBars(
+                "videos", [VideoClipRequest(source=source).source for source in sources], console
+            ) as bars,
+            processor_type(config_of(backend, workers, timeout), observers=[bars]) as processor,
+        ):
+            for ready in processor.stream_process(requests):
+                responses += ready
+                if lines:
+                    for response in ready:
+                        click.echo(as_line(response, debug))
+                        sys.stdout.flush()
+    except KeyboardInterrupt:
+        done = sum(response.success for response in responses)
+        console.print(
+            f"stopped: {done} of {len(sources)} videos were done; their clips are in {escape(str(out))}"
+        )
+        return STOPPED_EXIT
+    if not lines:
+        show(responses, Console(highlight=False), out, dry_run)
+    complain(responses, console, debug)
+    return 0 if all(response.success for response in responses) else SOME_FAILED_EXIT
+
+
+def as_line(response: VideoClipResponse, debug: bool) -> str:
+    """A response as JSON on one line; tracebacks are for --debug."""
+    if response.error is not None and not debug:
+        error = response.error.model_copy(update={"traceback": ""})
+        response = response.model_copy(update={"error": error})
+    return response.model_dump_json()
+
+
+def show(responses: Sequence[VideoClipResponse], console: Console, out: Path, dry_run: bool) -> None:
+    from video.telemetry.tables import clip_table
+
+    count = sum(len(response.clips) for response in responses)
+    if count:
+        console.print(clip_table(responses, written=not dry_run))
+    done = sum(response.success for response in responses)
+    verb = "would be written to" if dry_run else "in"
+    console.print(
+        f"{count} clips of {done} videos {verb} {escape(str(out))}"
+        + (f" ({responses[0].backend} engine)" if responses else ""),
+        soft_wrap=True,
+    )
+
+
+def complain(responses: Sequence[VideoClipResponse], console: Console, debug: bool) -> None:
+    """Say on standard error what failed."""
+    failed: list[Problem] = [response.error for response in responses if response.error is not None]
+    for problem in failed:
+        console.print(f"[red]failed:[/red] {escape(problem.message)}", soft_wrap=True)
+        if debug:
+            console.print(escape(problem.traceback), soft_wrap=True)
+    if failed and len(responses) > 1:
+        console.print(f"{len(failed)} of {len(responses)} videos failed")
