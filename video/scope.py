@@ -21,7 +21,6 @@ from pathlib import Path
 
 from video.errors import ItemCancelled
 
-
 REPORT_SECONDS = 0.1
 """Reports of progress closer together than this are dropped: nobody can read faster."""
 

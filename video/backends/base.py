@@ -5,8 +5,8 @@ they exist:
 
 - `kill(future)`: give up this running call now. Where the trait `kills` holds, it is really stopped;
   elsewhere its worker is replaced, so that it holds no slot any more.
-- `began(future)`: `time.monotonic()` of the moment when the call really started; None, or a time to come, if it
-  has not.
+- `began(future)`: `time.monotonic()` of the moment when the call really started; None, or a time to come,
+  if it has not.
 - `watch(future, listener)`: pass on what the call reports of its progress (`video.scope.report`).
 """
 

@@ -116,7 +116,7 @@ def _show(run: _Run, alone: _Run, out: Path, workers: int) -> int:
     engine = responses[0].backend
     rows = [
         [engine, str(number), f"{seconds:.1f} s", f"{alone.seconds / seconds:.2f}x"]
-        for number, seconds in dict([(1, alone.seconds), (workers, run.seconds)]).items()
+        for number, seconds in {1: alone.seconds, workers: run.seconds}.items()
     ]
     console.print(
         table(["engine", "workers", "time", "speed-up"], rows, right=["workers", "time", "speed-up"])

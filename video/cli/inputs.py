@@ -12,9 +12,9 @@ import click
 
 from video.sources.base import is_url
 
-VIDEO_SUFFIXES = frozenset(
-    [".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg"]
-    + [".vob", ".flv", ".wmv", ".asf", ".ogv", ".3gp", ".3g2", ".mxf", ".f4v"]
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg"),
+    *(".vob", ".flv", ".wmv", ".asf", ".ogv", ".3gp", ".3g2", ".mxf", ".f4v"),
 )
 """What counts as a video in a folder; a file that is named itself is tried whatever it is called."""
 
@@ -65,9 +65,5 @@ def _videos_below(folder: Path) -> Iterator[str]:
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if (
-                Path(name).suffix.lower() in VIDEO_SUFFIXES
-                and not name.startswith(".")
-                and ".part." not in name
-            ):
+            if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith(".") and ".part." not in name:
                 yield os.path.join(place, name)

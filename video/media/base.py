@@ -69,13 +69,13 @@ class SupportsRatio(Protocol):
     def denominator(self) -> int: ...
 
 
-def open_input(path: str | os.PathLike[str], *, probe_bytes: int | None = None) -> InputContainer:
+def open_input(path: str | os.PathLike[str], *, header_only: bool = False) -> InputContainer:
     """Open a local media file for reading; close it, or use it in a `with` statement.
 
     Only this one file is ever read: no network, no playlists.
 
-    :param probe_bytes: how much FFmpeg reads to learn what the header does not say; None, its usual 5 MB.
-        A few kilobytes are enough for files that this package wrote, and three times as fast.
+    :param header_only: do not let FFmpeg decode first frames to find what the header leaves out. Opening is
+        then 10 ms cheaper at 720p; enough for mp4 and for what this package wrote, if nothing is decoded.
     :raises SourceNotFound: there is no such file.
     :raises SourceError: it cannot be read, or is a folder or a device.
     :raises InvalidMedia: it is empty, damaged, or not a media file.
@@ -84,11 +84,13 @@ def open_input(path: str | os.PathLike[str], *, probe_bytes: int | None = None) 
     name = os.fspath(path)
     _check_file(name)
     options = {"protocol_whitelist": "file", "format_whitelist": SINGLE_FILE_FORMATS}
-    if probe_bytes is not None:
-        options["probesize"] = str(probe_bytes)
+    # Reaches the decoders that FFmpeg probes with, not those that the streams come with.
+    stream_options = {"skip_frame": "all"} if header_only else {}
     with media_errors(name):
         try:
-            return av.open(url(name), "r", container_options=options, metadata_errors="ignore")
+            return av.open(
+                url(name), "r", options=stream_options, container_options=options, metadata_errors="ignore"
+            )
         except ArgumentError as error:  # what FFmpeg raises for a format that is not on the list
             raise UnsupportedMedia(
                 "is of a kind that is not read here, such as a playlist or an image",
@@ -162,20 +164,27 @@ def writing(output: str | os.PathLike[str]) -> Iterator[Path]:
     # Shortened, so that a name which just fits does not grow past the limit of 255 bytes; random, so that two
     # jobs with the same output cannot write into each other.
     part = final.with_name(f"{final.stem[:40]}.{secrets.token_hex(4)}.part{final.suffix}")
-    try:
+    with output_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         with scope.unfinished(part):
             yield part
             os.replace(part, final)
+
+
+@contextlib.contextmanager
+def output_errors(output: Path) -> Iterator[None]:
+    """Explain what the system or FFmpeg raises while `output` is written, as `OutputError`."""
+    try:
+        yield
     except (VideoError, MemoryError):
         raise
     except (OSError, FFmpegError) as error:
         words = error.strerror or str(error)
         unknown = (words, "Check the output folder and its disk.")
         cause, cure = _WRITE_CAUSES.get(error.errno or 0, unknown)
-        raise OutputError(f"cannot be written: {cause}", subject=str(final), cure=cure) from error
+        raise OutputError(f"cannot be written: {cause}", subject=str(output), cure=cure) from error
 
 
 def video_stream(container: InputContainer) -> VideoStream:

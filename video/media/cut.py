@@ -22,7 +22,6 @@ from video.media.encode import CONTAINERS, Written, muxer
 
 Mode = Literal["exact", "copy"]
 
-_OWN_PROBE_BYTES = 5000
 _ROUNDING_SECONDS = Fraction(3, 1000)
 """Matroska rounds to milliseconds, both of two timestamps."""
 
@@ -76,7 +75,7 @@ def cut(
     source, output = os.fspath(source), Path(output)
     _check_arguments(source, output, start, end, mode)
     write = reencode.write if mode == "exact" else remux.write
-    with base.open_input(source) as container, base.writing(output) as part:
+    with _open_source(source, mode) as container, base.writing(output) as part:
         video = base.video_stream(container)
         audio = _audio_stream(container)
         zero = base.origin(container)
@@ -117,6 +116,15 @@ def _check_arguments(source: str, output: Path, start: float, end: float, mode: 
         raise ConfigError("is the source itself", subject=str(output), cure="Choose another output name.")
 
 
+def _open_source(source: str, mode: Mode) -> InputContainer:
+    if mode == "copy":
+        container = base.open_input(source, header_only=True)
+        if container.format.name.startswith("mov"):  # its header leaves out nothing that copying needs
+            return container
+        container.close()
+    return base.open_input(source)
+
+
 def _audio_stream(container: InputContainer) -> AudioStream | None:
     """The first audio stream that FFmpeg can decode, or None where the file has no audio."""
     streams = container.streams.audio
@@ -136,7 +144,7 @@ def _check_result(part: Path, output: Path, written: Written, *, has_audio: bool
     """Refuse to call a file a clip unless it reads back as what was written."""
     wanted = written.last - written.first
     problem = None
-    with base.open_input(part, probe_bytes=_OWN_PROBE_BYTES) as container:
+    with base.open_input(part, header_only=True) as container:
         video = base.video_stream(container)
         tick = base.fraction(video.time_base)
         stamps = [packet.pts * tick for packet in base.packets(container, video) if packet.pts is not None]

@@ -80,8 +80,8 @@ class Signals:
     key_times: tuple[float, ...]
     """Ascending times of the key frames that were decoded; empty where an edit list hides the only one."""
     change: tuple[float, ...]
-    """One for each of `key_times`, 0 to 1: mean absolute difference of brightness from the picture before, once
-    the mean difference is taken off (a camera that sets its exposure anew shows no new scene). First: 0."""
+    """One for each of `key_times`, 0 to 1: mean absolute difference in brightness from the one before, after
+    taking off the mean difference (a camera that sets its exposure anew shows no new scene); first 0."""
     off_grid: tuple[float, ...]
     """Those of `key_times` that came before their turn: most encoders put such a key frame at a cut."""
     loudness: tuple[float, ...]
@@ -292,7 +292,7 @@ def choose(
     steps = max(1, math.ceil(length / max(WINDOW, duration / MOST_STARTS)))
     step = length / steps
     starts = np.arange(math.floor((duration - length) / step + 1e-6) + 1) * step
-    scores = judge.score(starts, starts + length)
+    scores = judge.score(starts, starts + length, margin=judge.reach)
     if np.ptp(scores) < 0.01:
         gap = (duration - count * length) / (count + 1)
         chosen = [gap + n * (length + gap) for n in range(count)]
@@ -329,7 +329,7 @@ def _best_apart(scores: Floats, count: int, apart: int) -> list[int]:
         rounds.append(total)
         # The best that earlier clips can add up to, for a clip that stands `apart` after them.
         before = np.full(len(scores), -np.inf)
-        before[apart:] = np.maximum.accumulate(total)[: len(scores) - apart]
+        before[apart:] = np.maximum.accumulate(total)[: max(0, len(scores) - apart)]
     chosen: list[int] = []
     end = len(scores)
     for total in reversed(rounds):
@@ -346,7 +346,7 @@ class _Judge:
 
     def __init__(self, signals: Signals, length: float) -> None:
         windows = math.ceil(signals.duration / WINDOW)
-        self._reach = min(SNAP, length / 4)
+        self.reach = min(SNAP, length / 4)
         self._edges = np.arange(windows + 1) * WINDOW
 
         key_times, change = np.array(signals.key_times), np.array(signals.change)
@@ -379,7 +379,7 @@ class _Judge:
             self._pauses = (self._edges[:-1] + WINDOW / 2)[quiet]
 
         starts = np.arange(0, signals.duration - length + WINDOW / 2, WINDOW)
-        counts = self._count_cuts(starts, starts + length)
+        counts = self._count_cuts(starts + self.reach, starts + length - self.reach)
         self._most_cuts = float(counts.max()) if np.ptp(counts) else math.inf
 
     def _integral(self, values: Floats) -> Floats:
@@ -394,24 +394,28 @@ class _Judge:
         count = np.searchsorted(self._cuts, end, "left") - np.searchsorted(self._cuts, start, "right")
         return np.asarray(count, float)
 
-    def parts(self, start: Floats, end: Floats) -> dict[str, Floats]:
-        """The sub-scores by name, 0 to 1; without sound, no loudness."""
+    def parts(self, start: Floats, end: Floats, margin: float = 0.0) -> dict[str, Floats]:
+        """The sub-scores by name, 0 to 1; without sound, no loudness.
+
+        :param margin: scene changes that are no further than this from an end do not count; for ends that
+            may still move to them.
+        """
         parts = {
             "motion": self._mean(self._motion, start, end),
-            "cuts": self._count_cuts(start, end) / self._most_cuts,
+            "cuts": self._count_cuts(start + margin, end - margin) / self._most_cuts,
         }
         if self._levels.size:
             parts["loudness"] = self._mean(self._loudness, start, end)
         return {name: np.clip(part, 0.0, 1.0) for name, part in parts.items()}
 
-    def score(self, start: Floats, end: Floats) -> Floats:
-        parts = self.parts(start, end)
+    def score(self, start: Floats, end: Floats, margin: float = 0.0) -> Floats:
+        parts = self.parts(start, end, margin)
         weight = sum(WEIGHTS[name] for name in parts)
         return np.asarray(sum(WEIGHTS[name] * part for name, part in parts.items()) / weight)
 
     def snap(self, target: float, low: float, high: float) -> tuple[float, str]:
         """Where, from `low` to `high`, an end of a clip near `target` should be, and words for that place."""
-        low_near, high_near = max(low, target - self._reach), min(high, target + self._reach)
+        low_near, high_near = max(low, target - self.reach), min(high, target + self.reach)
         for times, words in ((self._exact_cuts, "at a scene change"), (self._pauses, "in a pause")):
             near = times[(times >= low_near) & (times <= high_near)]
             if near.size:

@@ -199,8 +199,9 @@ class _Part:
 
     def close(self) -> None:
         if self.size == 0:  # nothing to go on with
-            self.path.unlink(missing_ok=True)
-            self.mark.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+                self.mark.unlink(missing_ok=True)
         self._file.close()
 
 

@@ -18,7 +18,7 @@ import yt_dlp
 
 from video import scope
 from video.errors import DownloadFailed, OutputError
-from video.sources.base import Fetched, display_name, redact, safe_stem, url
+from video.sources.base import Fetched, display_name, is_url, redact, safe_stem, url
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _log = logging.getLogger(__name__)
@@ -129,9 +129,10 @@ def _join(files: list[Path], target: Path, source: str) -> Path:
                     packet.stream = streams[packet.stream]
                     output.mux(packet)
     except av.FFmpegError as error:
-        raise DownloadFailed(
-            f"its sound cannot be joined to it ({error.strerror})", subject=redact(source)
-        ) from None
+        if error.errno in _FULL:
+            raise OutputError(f"cannot be written ({error.strerror})", subject=str(target)) from None
+        cause = f"picture and sound cannot be joined ({error.strerror})"
+        raise DownloadFailed(cause, subject=redact(source)) from None
     for file in files:
         file.unlink()
     return target
@@ -176,8 +177,9 @@ def _single(info: dict[str, Any] | None, source: str) -> dict[str, Any]:
 def _translate(error: Exception, source: str, folder: Path) -> DownloadFailed | OutputError:
     status, text = None, str(error)
     for cause in _causes(error):
-        # Only errors of the disk carry a file name, except when it is full.
-        if isinstance(cause, OSError) and (cause.filename or cause.errno in _FULL):
+        # Errors of the disk carry a file name, except when it is full; in those of urllib it is an address.
+        about_file = isinstance(cause, OSError) and cause.filename and not is_url(str(cause.filename))
+        if isinstance(cause, OSError) and (about_file or cause.errno in _FULL):
             return OutputError(f"cannot be written ({cause.strerror})", subject=str(folder))
         status = getattr(cause, "status", None) or status
         text = getattr(cause, "orig_msg", None) or text  # without the id, which may be part of a query

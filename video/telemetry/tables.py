@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from typing import Literal
 
 from rich import box
 from rich.markup import escape
@@ -12,33 +12,34 @@ from rich.table import Table
 from video.models import VideoClipResponse
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> Table:
-    """A plain table; columns named in `right` hold figures."""
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    whole: Sequence[str] = (),
+) -> Table:
+    """A plain table; columns in `right` hold figures, and cells of those in `whole` keep to one line."""
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        result.add_column(
-            column, justify="right" if column in right else "left", no_wrap=column in right, overflow="fold"
-        )
+        justify: Literal["left", "right"] = "right" if column in right else "left"
+        result.add_column(column, justify=justify, no_wrap=column in (*right, *whole), overflow="fold")
     for row in rows:
         result.add_row(*map(escape, row))
     return result
 
 
 def clip_table(responses: Iterable[VideoClipResponse], *, written: bool = True) -> Table:
-    """A row for each clip."""
-    columns = ["clip", "from", "to", "seconds", "score", "why"]
-    figures = ["from", "to", "seconds", "score"]
-    if written:
-        columns[4:4] = ["frames", "size"]
-        figures += ["frames", "size"]
+    """A row for each clip, with its two foremost reasons."""
+    files = ["frames", "size"] if written else []
     rows = []
     for response in responses:
         for clip in response.clips:
-            row = [clip.path.name, clock(clip.start), clock(clip.end), f"{clip.end - clip.start:.2f}"]
-            if written:
-                row += [str(clip.frames), size(clip.bytes)]
-            rows.append([*row, f"{clip.score:.2f}", "; ".join(clip.reasons)])
-    return table(columns, rows, right=figures)
+            facts = [str(clip.frames), size(clip.bytes)] if written else []
+            span = [clock(clip.start), clock(clip.end)]
+            rows.append([clip.path.name, *span, *facts, f"{clip.score:.2f}", "; ".join(clip.reasons[:2])])
+    columns = ["clip", "from", "to", *files, "score", "why"]
+    return table(columns, rows, right=columns[1:-1], whole=["clip"])
 
 
 def clock(seconds: float) -> str:
@@ -58,11 +59,3 @@ def size(count: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1000
     raise AssertionError("unreachable")
-
-
-def shorten(path: Path) -> str:
-    """A path from the current folder, if it lies below it."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
