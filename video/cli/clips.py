@@ -12,7 +12,8 @@ from rich.markup import escape
 
 from video.cli.common import SOME_FAILED_EXIT, STOPPED_EXIT, config_of, engine_options, machine_reads, people
 from video.cli.inputs import expand
-from video.models import Problem, VideoClipRequest, VideoClipResponse
+from video.errors import ConfigError
+from video.models import Problem, VideoClipResponse
 
 EXAMPLES = """\b
 Examples:
@@ -97,24 +98,26 @@ def clips(
     sources = expand(inputs)
     if not sources:
         raise click.UsageError("the list names no video")
-    lengths = {"max_clip_length": max_length} | (
-        {} if min_length is None else {"min_clip_length": min_length}
-    )
-    if min_length is not None and min_length > max_length:
-        raise click.UsageError(f"--min-length {min_length:g} is over --max-length {max_length:g}")
-    requests = [
-        {"source": source, "count": count, "output_dir": out, "mode": mode, "format": format_, **lengths}
-        for source in sources
-    ]  # fmt: skip
+    settings = {
+        "count": count,
+        "output_dir": out,
+        "mode": mode,
+        "format": format_,
+        "max_clip_length": max_length,
+    }
+    if min_length is not None:
+        settings |= {"min_clip_length": min_length}
+    try:
+        requests = [VideoClipProcessor.request({"source": source, **settings}) for source in sources]
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
 
     console, lines = people(), machine_reads(json)
     responses: list[VideoClipResponse] = []
     processor_type = ClipPreview if dry_run else VideoClipProcessor
     try:
         with (
-            ProgressBars(
-                "videos", [VideoClipRequest(source=source).source for source in sources], console
-            ) as bars,
+            ProgressBars("videos", sources, console) as bars,
             processor_type(config_of(backend, workers, timeout), observers=[bars]) as processor,
         ):
             for ready in processor.stream_process(requests):

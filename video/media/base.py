@@ -44,6 +44,9 @@ SINGLE_FILE_FORMATS = (
 
 _STILL = Disposition.attached_pic | Disposition.timed_thumbnails
 
+_MOST_FAILURES = 50
+"""Reads in a row that may fail before a file counts as at its end."""
+
 _NO_DECODER = (DecoderNotFoundError, DemuxerNotFoundError, PatchWelcomeError, ProtocolNotFoundError)
 
 _WRITE_CAUSES = {
@@ -216,25 +219,31 @@ def video_stream(container: InputContainer) -> VideoStream:
 def packets(container: InputContainer, *streams: Stream) -> Iterator[Packet[Any]]:
     """The packets of `streams` from the reading position on, without PyAV's empty one at the end.
 
-    A file that is damaged further on ends there; only one that gives nothing at all is an error.
+    Damaged places are passed over, and a file that is damaged for good ends there; only one that gives
+    nothing at all is an error.
 
     :raises InvalidMedia: not a single packet can be read.
     :raises ItemCancelled: this item has been given up.
     """
-    count = 0
-    demuxer = container.demux(streams)
+    count = failures = 0
     with media_errors(source_name(container)):
+        demuxer = container.demux(streams)
         while True:
             try:
                 packet = next(demuxer, None)
             except InvalidDataError:
+                failures += 1
+                if failures < _MOST_FAILURES:
+                    demuxer = container.demux(streams)
+                    continue
                 if count == 0:
                     raise
                 return
             if packet is None:
                 return
-            count += 1
+            failures = 0
             if packet.size:
+                count += 1
                 scope.check_cancelled()
                 yield packet
 

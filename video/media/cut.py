@@ -56,8 +56,9 @@ def cut(
     `end`, no other, each as long as in the source, upright, with square pixels and even sizes. It starts
     with the first such frame, and sound is cut at the same instants, to the sample.
 
-    `copy` copies what is stored, many times faster: it starts at the last key frame at or before `start`,
-    and ends up to a few frames after `end` where stored frames depend on each other.
+    `copy` copies what is stored, many times faster: it starts at the last key frame at or before `start`
+    (before 0 even, where a file hides its beginning), and ends up to a few frames after `end` where stored
+    frames depend on each other.
 
     `output` appears whole or not at all, checked, and replaces what was there.
 
@@ -79,7 +80,7 @@ def cut(
         video = base.video_stream(container)
         audio = _audio_stream(container)
         zero = base.origin(container)
-        with muxer(part) as out:
+        with muxer(part, source) as out:
             written = write(container, out, video, audio, zero + Fraction(start), zero + Fraction(end))
         _check_result(part, output, written, has_audio=audio is not None)
         size = part.stat().st_size
@@ -112,7 +113,7 @@ def _check_arguments(source: str, output: Path, start: float, end: float, mode: 
         raise ConfigError(
             f"unknown extension {output.suffix!r}", subject=str(output), cure=f"Use one of: {known}."
         )
-    if output.exists() and os.path.exists(source) and os.path.samefile(source, output):
+    if os.path.exists(output) and os.path.exists(source) and os.path.samefile(source, output):
         raise ConfigError("is the source itself", subject=str(output), cure="Choose another output name.")
 
 

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
-from av.error import InvalidDataError
+from av.error import ArgumentError, InvalidDataError
 from av.filter import Graph
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from video import scope
+from video.errors import UnsupportedMedia
 from video.media import base
 from video.media.seek import stamp_seconds
 
@@ -43,21 +43,30 @@ _LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 
 
 @contextlib.contextmanager
-def muxer(part: Path) -> Iterator[OutputContainer]:
-    """An output container at `part`, of the kind that its extension says; whole when the block ends well."""
+def muxer(part: Path, source: str) -> Iterator[OutputContainer]:
+    """An output container at `part`, of the kind that its extension says; whole when the block ends well.
+
+    :param source: named where its streams turn out not to fit this container.
+    """
     kind = CONTAINERS[part.suffix.lower()]
     # The index goes to the front, so that a player on the web can start before it has everything.
     options = {} if kind == "matroska" else {"movflags": "+faststart"}
     out = av.open(base.url(part), "w", format=kind, container_options=options)
     try:
         yield out
-    except BaseException:
+        out.close()
+    except BaseException as error:
         # Closing rewrites the file to place its index, and fails again on a full disk: no use now.
         scope.remove(str(part))
         with contextlib.suppress(Exception):
             out.close()
+        if isinstance(error, ArgumentError):  # FFmpeg's only word for it, at the header or the trailer
+            raise UnsupportedMedia(
+                f"has streams that {part.suffix} cannot hold",
+                subject=source,
+                cure="Write .mkv, or use mode exact.",
+            ) from error
         raise
-    out.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,16 +233,19 @@ class SoundWriter:
             self._decode(self._packets.popleft())
         self._decode(None)
         if self._kind is None:
-            rate, layout = self._stream.sample_rate, self._stream.layout
-            silence = AudioFrame.from_ndarray(
-                np.zeros((layout.nb_channels, 1024), np.float32), "fltp", layout
-            )
-            silence.sample_rate = rate
-            silence.pts = max(0, round((end - self._zero) * rate) - 1024)
-            self._encode(silence)
+            self._encode(self._silence(end))
         for frame in self._resampler.resample(None):
             self._out.mux(self._stream.encode(frame))
         self._out.mux(self._stream.encode(None))
+
+    def _silence(self, end: Fraction) -> AudioFrame:
+        """The last 1024 samples before `end`; what comes before them is filled up like any gap."""
+        silence = AudioFrame("fltp", self._stream.layout, 1024)
+        for plane in silence.planes:
+            plane.update(bytes(plane.buffer_size))
+        silence.sample_rate = self._stream.sample_rate
+        silence.pts = max(0, round((end - self._zero) * silence.sample_rate) - 1024)
+        return silence
 
     def _decode(self, packet: Packet[Any] | None) -> None:
         if packet is not None and stamp_seconds(packet) < self._zero - RUN_UP_SECONDS:
@@ -270,6 +282,7 @@ class SoundWriter:
                 format=self._stream.format,
                 layout=self._stream.layout,
                 rate=rate,
+                frame_size=1024,  # AAC's; without it PyAV lets fitting frames pass and ignores the options
                 # Fill and trim by timestamps, without stretching; and expect the first sample at `done`.
                 options={"async": "1", "first_pts": str(done)},
             )
@@ -279,8 +292,10 @@ class SoundWriter:
 
 def _slice(frame: AudioFrame, start: int, stop: int) -> AudioFrame:
     """Samples `start` to `stop` of a frame, as a frame."""
-    width = 1 if frame.format.is_planar else frame.layout.nb_channels
-    samples: Any = np.ascontiguousarray(frame.to_ndarray()[:, start * width : stop * width])
-    piece = AudioFrame.from_ndarray(samples, frame.format.name, frame.layout)
+    width = frame.format.bytes * (1 if frame.format.is_planar else frame.layout.nb_channels)
+    piece = AudioFrame(frame.format.name, frame.layout, stop - start)
+    for old, new in zip(frame.planes, piece.planes, strict=True):
+        wanted = bytes(memoryview(old)[start * width : stop * width])
+        new.update(wanted.ljust(new.buffer_size, b"\0"))
     piece.sample_rate = frame.sample_rate
     return piece

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from fractions import Fraction
 from typing import Any
@@ -13,9 +14,10 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from video.errors import UnsupportedMedia
-from video.media import base
+from video.media import base, mp4
 from video.media.encode import Written
 from video.media.seek import (
+    TOLERANCE_SECONDS,
     packets_from,
     read_sound,
     refuse_empty,
@@ -44,7 +46,7 @@ def write(
     """
     name = base.source_name(container)
     tick = base.fraction(video.time_base)
-    first, needed = ticks(start, tick), ticks(end, tick)
+    needed = ticks(end, tick)
     if stored_times_only(container) and video.codec_context.reorder_depth:
         cause = "does not say when its pictures are shown, as AVI files with B-frames never do"
         raise UnsupportedMedia(cause, subject=name, cure="Use mode exact.")
@@ -66,7 +68,7 @@ def write(
                 continue
             if packet.pts >= needed:
                 break
-            size = _shown_size(video, packet)
+            size = _shown_size(name, video, packet)
             for track in tracks:
                 track.begin(packet.pts * tick)
         elif packet.pts < pictures.zero:
@@ -84,10 +86,10 @@ def write(
         if audio is not None:
             tracks[1].write_while_before(sound_packets, stamp * tick)
     following += [packet.pts for packet in waiting if packet.pts is not None]
-    finish = pictures.end if pictures.begun else first
+    finish = pictures.end
     if following:
         finish = min(finish, *following)
-    if not pictures.begun or finish <= first:
+    if not pictures.begun or finish * tick <= start + TOLERANCE_SECONDS:
         refuse_empty(container, start, end, damaged=False)
     pictures.flush()
     if audio is not None:
@@ -116,10 +118,6 @@ class _Track:
         self._stream = out.add_stream_from_template(template, opaque=True)
         self._undated: list[Packet[Any]] = []
         self._last_dts = -(2**62)
-
-    @property
-    def codec_tag(self) -> str:
-        return self._stream.codec_tag
 
     def begin(self, seconds: Fraction) -> None:
         """:param seconds: the timestamp of the source that becomes 0."""
@@ -171,10 +169,8 @@ def _add_tracks(
             tracks.append(_Track(out, audio, round(frame_seconds / base.fraction(audio.time_base))))
         if video.codec_context.name == "hevc" and out.format.name != "matroska":
             out.streams.video[0].codec_context.codec_tag = "hvc1"  # Apple's players refuse the default
-        out.start_encoding()
-    except (ValueError, FFmpegError) as error:
-        if isinstance(error, OSError):
-            raise
+        out.streams.video[0].codec_context.framerate = base.frame_rate(video) or Fraction(25)
+    except ValueError as error:
         raise UnsupportedMedia(
             f"its {codecs} cannot be copied into {out.format.name}",
             subject=name,
@@ -183,15 +179,14 @@ def _add_tracks(
     return tracks
 
 
-def _shown_size(video: VideoStream, key: Packet[Any]) -> tuple[int, int]:
-    """(width, height) as shown: FFmpeg tells the rotation with decoded frames only, so one is decoded."""
+def _shown_size(name: str, video: VideoStream, key: Packet[Any]) -> tuple[int, int]:
+    """(width, height) as shown. FFmpeg tells the rotation with decoded frames only, so one may be decoded."""
     context = video.codec_context
     turned = 0
-    try:
-        frames = context.decode(key) or context.decode(None)
-        turned = base.rotation(frames[0]) if frames else 0
-    except FFmpegError:
-        pass
+    if not mp4.surely_upright(name):
+        with contextlib.suppress(FFmpegError):
+            frames = context.decode(key) or context.decode(None)
+            turned = base.rotation(frames[0]) if frames else 0
     return base.displayed_size(
         context.width, context.height, base.fraction(video.sample_aspect_ratio), turned
     )

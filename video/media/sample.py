@@ -110,7 +110,7 @@ def _write(
     width, height = size
     corner = (width // 24, height - height // 6)
     to_yuv = partial(VideoReformatter().reformat, format="yuv420p", threads=1)
-    with base.writing(path) as part, muxer(part) as output:
+    with base.writing(path) as part, muxer(part, str(path)) as output:
         # Half of veryfast's CPU, for pictures that nobody will keep.
         video = output.add_stream("libx264", FPS, options={"preset": "superfast", "crf": "23"})
         video.width, video.height = width, height

@@ -1,6 +1,6 @@
 """Still pictures of a video: one thumbnail, a contact sheet of one file, or one of several clips.
 
-Only key frames are decoded: a sheet of 12 pictures costs about a twentieth of what FFmpeg's `fps` filter
+Only key frames are decoded: a sheet of 12 pictures costs about a twelfth of what FFmpeg's `fps` filter
 takes for a minute of video, in exchange for pictures that may stand some seconds before the asked time.
 Pictures are shown as players show them, with rotation and pixel shape applied.
 """

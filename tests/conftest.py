@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from video.media.sample import write_sample
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "media"
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two small videos of 9 s with scenes and sound; read only."""
+    folder = tmp_path_factory.mktemp("samples")
+    return [write_sample(folder, index, seconds=9, size=(160, 90)) for index in range(2)]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Iterator[Path]:
+    """An empty current folder."""
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    yield tmp_path
+    os.chdir(before)
+
+
+def shared(name: str) -> Path:
+    """A natural video; skips the test where the folder of them is absent."""
+    if not (SHARED / name).exists():
+        pytest.skip(f"{name} of the shared media folder is not here")
+    return SHARED / name

@@ -1,0 +1,289 @@
+"""The `video` command, as people and scripts use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from tests.waiting import alive, until
+from video.cli import COMMANDS, cli
+from video.cli.inputs import expand
+from video.models import VideoClipResponse
+
+VIDEO = [sys.executable, "-m", "video"]
+ENVIRONMENT = dict(os.environ) | {
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+    "COLUMNS": "100",
+    "TERM": "xterm",
+}
+
+
+def run(*words: object, cwd: Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    """The command with its output piped."""
+    return subprocess.run(
+        [*VIDEO, *map(str, words)],
+        cwd=cwd, input=text, capture_output=True, text=True, timeout=100, env=ENVIRONMENT,
+    )  # fmt: skip
+
+
+def run_in_terminal(*words: object, cwd: Path) -> tuple[int, str]:
+    """The command at a terminal: its exit code, and all that it drew."""
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.chdir(cwd)
+        os.execve(sys.executable, [*VIDEO, *map(str, words)], ENVIRONMENT)
+    drawn = b""
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        if select.select([fd], [], [], 1)[0]:
+            try:
+                data = os.read(fd, 65536)
+            except OSError:
+                break
+            if not data:
+                break
+            drawn += data
+    os.close(fd)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), drawn.decode("utf-8", "replace")
+
+
+@pytest.fixture
+def films(samples: list[Path], tmp_path: Path) -> Path:
+    """A folder with a good film, a bad one, and something else."""
+    folder = tmp_path / "films"
+    (folder / "deep").mkdir(parents=True)
+    shutil.copy(samples[0], folder / "coast.mp4")
+    (folder / "deep" / "bad.MP4").write_bytes(b"nothing of the kind" * 100)
+    (folder / "notes.txt").write_text("not a film")
+    (folder / ".hidden.mp4").write_text("not seen")
+    return folder
+
+
+SHORT = ("--count", "2", "--max-length", "3")
+
+
+def test_piped_output_is_one_json_object_a_video_in_order(films: Path, tmp_path: Path) -> None:
+    done = run("clips", films, *SHORT, "--out", "out", cwd=tmp_path)
+    lines = [VideoClipResponse.model_validate_json(line) for line in done.stdout.splitlines()]
+    assert [Path(one.source).name for one in lines] == ["coast.mp4", "bad.MP4"]
+    assert [one.success for one in lines] == [True, False]
+    assert done.returncode == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["coast-01.mp4", "coast-02.mp4"]
+    assert "bad.MP4" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_all_well_is_exit_code_0_and_silence_on_standard_error(films: Path, tmp_path: Path) -> None:
+    done = run("clips", films / "coast.mp4", *SHORT, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "clips" / "coast-01.mp4").exists()
+
+
+def test_debug_shows_the_traceback(films: Path, tmp_path: Path) -> None:
+    done = run("clips", films / "deep", "--debug", cwd=tmp_path)
+    assert "Traceback" in done.stderr
+    assert "Traceback" in json.loads(done.stdout)["error"]["traceback"]
+
+
+def test_a_terminal_gets_progress_and_a_table(films: Path, tmp_path: Path) -> None:
+    code, drawn = run_in_terminal("clips", films, *SHORT, cwd=tmp_path)
+    assert code == 1
+    assert "coast-01.mp4" in drawn
+    assert "videos" in drawn
+    assert "failed" in drawn
+    assert "process engine" in drawn
+    assert "Traceback" not in drawn
+    assert '{"source"' not in drawn
+
+
+def test_json_can_be_asked_for_at_a_terminal(films: Path, tmp_path: Path) -> None:
+    _, drawn = run_in_terminal("clips", films / "coast.mp4", *SHORT, "--json", cwd=tmp_path)
+    assert '{"source"' in drawn
+
+
+def test_a_dry_run_shows_the_clips_and_writes_nothing(films: Path, tmp_path: Path) -> None:
+    done = run("clips", films / "coast.mp4", *SHORT, "--dry-run", cwd=tmp_path)
+    clips = json.loads(done.stdout)["clips"]
+    assert len(clips) == 2
+    assert clips[0]["end"] > clips[0]["start"]
+    assert [path.name for path in tmp_path.iterdir()] == ["films"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["clips"], "INPUT"),
+        (["clips", "a.mp4", "--count", "0"], "--count"),
+        (["clips", "a.mp4", "--mode", "magic"], "--mode"),
+        (["clips", "a.mp4", "--max-length", "-1"], "--max-length"),
+        (["clips", "a.mp4", "--min-length", "9", "--max-length", "3"], "min_clip_length (9 s)"),
+        (["clips", "a.mp4", "--min-length", "nan"], "min"),
+        (["clips", "a.mp4", "--backend", "proces"], "process"),
+        (["clips", "a.mp4", "--workers", "0"], "--workers"),
+        (["clips", "a.mp4", "--timeout", "0"], "--timeout"),
+        (["clips", "@no-such-list.txt"], "no-such-list.txt"),
+        (["clips", "."], "no video"),
+        (["clips", "a.mp4", "--unknown"], "--unknown"),
+        (["nonsense"], "nonsense"),
+        (["probe"], "FILE"),
+        (["completion", "csh"], "csh"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_and_says_why(words: list[str], says: str, tmp_path: Path) -> None:
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == 2, done
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_file_is_an_item_that_failed(tmp_path: Path) -> None:
+    done = run("clips", "nowhere.mp4", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "nowhere.mp4" in done.stderr
+
+
+def test_names_come_from_standard_input_and_lists(films: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"# mine\n\n{films / 'coast.mp4'}\n")
+    done = run("clips", "-", "@list.txt", "--dry-run", cwd=tmp_path, text=f"{films / 'deep' / 'bad.MP4'}\n")
+    assert [Path(json.loads(line)["source"]).name for line in done.stdout.splitlines()] == [
+        "bad.MP4",
+        "coast.mp4",
+    ]
+
+
+def test_inputs_expand_as_documented(films: Path, workplace: Path) -> None:
+    (films / "[x].mp4").write_text("")
+    (workplace / "@odd.mp4").write_text("")
+    assert expand([str(films)]) == [str(films / name) for name in ("[x].mp4", "coast.mp4", "deep/bad.MP4")]
+    assert expand([str(films / "**" / "*.[mM][pP]4")]) == sorted(
+        [str(films / "[x].mp4"), str(films / "coast.mp4"), str(films / "deep" / "bad.MP4")]
+    )
+    assert expand([str(films / "[x].mp4")]) == [str(films / "[x].mp4")]
+    assert expand(["no*.mp4", "https://example.org/a.mp4?x=[1]", "@odd.mp4"]) == [
+        "no*.mp4", "https://example.org/a.mp4?x=[1]", "@odd.mp4",
+    ]  # fmt: skip
+
+
+def test_probe_tells_header_and_measured_values_apart(films: Path, tmp_path: Path) -> None:
+    done = run("probe", films / "coast.mp4", films / "deep" / "bad.MP4", cwd=tmp_path)
+    facts = json.loads(done.stdout)
+    assert facts["header"]["duration_seconds_from_header"] == pytest.approx(9, abs=0.1)
+    assert facts["measured"]["packets"] == 225
+    assert done.returncode == 1
+    assert "bad.MP4" in done.stderr
+    _, drawn = run_in_terminal("probe", films / "coast.mp4", cwd=tmp_path)
+    assert "duration_seconds_from_header" in drawn
+
+
+def test_backends_lists_every_engine(tmp_path: Path) -> None:
+    names = [json.loads(line)["name"] for line in run("backends", cwd=tmp_path).stdout.splitlines()]
+    assert names[:4] == ["serial", "thread", "process", "async"]
+    _, drawn = run_in_terminal("backends", cwd=tmp_path)
+    assert all(name in drawn for name in names)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(shell: str, tmp_path: Path) -> None:
+    assert "_VIDEO_COMPLETE" in run("completion", shell, cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert command.help
+    for parameter in command.params:
+        assert not isinstance(parameter, click.Option) or parameter.help, parameter.name
+
+
+def test_help_and_version(tmp_path: Path) -> None:
+    assert "Examples:" in run("--help", cwd=tmp_path).stdout
+    assert "Examples:" in run("clips", "--help", cwd=tmp_path).stdout
+
+
+def interrupt(films: Path, tmp_path: Path, number: int, *more: str) -> tuple[int, str]:
+    """Send a signal in the middle of a long batch; the exit code and what was said."""
+    out = tmp_path / "out"
+    program = subprocess.Popen(
+        [*VIDEO, "clips", *[str(films / "coast.mp4")] * 200, "--out", str(out), "--count", "1", *more],
+        cwd=tmp_path, env=ENVIRONMENT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        until(lambda: len(list(out.glob("*.mp4"))) > 2 or program.poll() is not None, 60)
+        family = children_of(program.pid)
+        program.send_signal(number)
+        _, said = program.communicate(timeout=30)
+    finally:
+        program.kill()
+        program.communicate()
+    until(lambda: not any(alive(pid) for pid in family), 10)
+    assert [path.name for path in out.iterdir() if ".part" in path.name] == []
+    assert len(list(out.iterdir())) < 200
+    return program.returncode, said
+
+
+def children_of(pid: int) -> list[int]:
+    try:
+        own = [int(word) for task in Path(f"/proc/{pid}/task").iterdir()
+               for word in (task / "children").read_text().split()]  # fmt: skip
+    except OSError:
+        return []
+    return own + [inner for child in own for inner in children_of(child)]
+
+
+@pytest.mark.parametrize("engine", ["process", "thread", "serial"])
+def test_ctrl_c_leaves_no_process_and_no_unfinished_file(engine: str, films: Path, tmp_path: Path) -> None:
+    code, said = interrupt(films, tmp_path, signal.SIGINT, "--backend", engine)
+    assert code == 130
+    assert "stopped" in said
+    assert "Traceback" not in said
+
+
+def test_sigterm_cleans_up_as_ctrl_c_does(films: Path, tmp_path: Path) -> None:
+    assert interrupt(films, tmp_path, signal.SIGTERM)[0] == 130
+
+
+def test_a_reader_that_goes_away_is_no_traceback(films: Path, tmp_path: Path) -> None:
+    command = " ".join(map(str, [*VIDEO, "clips", *[films / "coast.mp4"] * 6, "--dry-run", "| head -n 1"]))
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=100
+    )
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_makes_clips_and_a_contact_sheet(tmp_path: Path) -> None:
+    from PIL import Image
+
+    code, drawn = run_in_terminal("demo", "--videos", "2", "--count", "2", "--workers", "2", cwd=tmp_path)
+    assert code == 0, drawn
+    clips = sorted(path.name for path in (tmp_path / "video-demo" / "clips").iterdir())
+    assert clips == ["city-01.mp4", "city-02.mp4", "coast-01.mp4", "coast-02.mp4"]
+    assert all(name in drawn for name in clips)
+    assert "speed-up" in drawn
+    with Image.open(tmp_path / "video-demo" / "contact-sheet.png") as sheet:
+        assert sheet.width > 600
+    assert [path.name for path in tmp_path.iterdir()] == ["video-demo"]
+
+
+def test_the_module_and_the_script_are_one(tmp_path: Path) -> None:
+    script: Any = shutil.which("video", path=str(Path(sys.executable).parent))
+    if script is None:
+        pytest.skip("the package is not installed here, only importable")
+    out = subprocess.run([script, "backends"], capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+    assert out.stdout == run("backends", cwd=tmp_path).stdout

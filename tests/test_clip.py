@@ -1,0 +1,329 @@
+"""The clip processor, on every engine."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import shared
+from tests.http_server import serve
+from tests.media_files import write_audio
+from video import ParallelConfig, VideoClipProcessor, VideoClipRequest, create_high_performance_processor
+from video.errors import ConfigError
+from video.media.probe import measure, probe
+from video.processors.clip import ClipPreview
+
+ENGINES = ["serial", "thread", "process", "async"]
+
+
+def ask(source: Any, out: Path, **more: Any) -> VideoClipRequest:
+    return VideoClipRequest(source=source, output_dir=out, **{"count": 2, "max_clip_length": 3, **more})
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*")) if folder.exists() else []
+
+
+@pytest.fixture(scope="module")
+def processor() -> Iterator[VideoClipProcessor]:
+    with VideoClipProcessor(ParallelConfig(max_workers=2)) as processor:
+        yield processor
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_bad_file_costs_only_itself_and_order_is_kept(
+    engine: str, processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "noise.mp4").write_bytes(bytes(range(256)) * 40)
+    sources = [samples[0], tmp_path / "noise.mp4", tmp_path / "missing.mp4", samples[1]]
+    out = tmp_path / "out"
+    responses = processor.process_batch_parallel([ask(source, out) for source in sources], backend=engine)
+    assert [response.source for response in responses] == list(map(str, sources))
+    assert [response.success for response in responses] == [True, False, False, True]
+    assert [response.error.type for response in responses if response.error] == [
+        "InvalidMedia",
+        "SourceNotFound",
+    ]
+    assert all("noise.mp4" in str(r.error) for r in responses[1:2])
+    assert {response.backend for response in responses} == {engine}
+    clips = [clip.path.name for response in responses for clip in response.clips]
+    assert files(out) == sorted(clips) == ["city-01.mp4", "city-02.mp4", "coast-01.mp4", "coast-02.mp4"]
+
+
+def test_a_response_tells_what_is_in_the_file(
+    processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    request = ask(samples[0], tmp_path)
+    response = processor.process_batch_parallel([request])[0]
+    assert response.request == request
+    assert response.seconds > 0
+    assert response.attempts == 1
+    last = 0.0
+    for clip in response.clips:
+        assert clip.path.is_absolute()
+        assert clip.bytes == clip.path.stat().st_size
+        measured = measure(clip.path)
+        assert clip.frames == measured.packets
+        assert clip.end - clip.start == pytest.approx(measured.duration_seconds, abs=0.002)
+        video = probe(clip.path).video
+        assert video is not None
+        assert (clip.width, clip.height) == (video.width, video.height) == (160, 90)
+        assert clip.reasons
+        assert 0 <= clip.score <= 1
+        assert last <= clip.start < clip.end <= 9.001
+        assert clip.end - clip.start <= 3.001
+        last = clip.end
+
+
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_every_engine_gives_the_same_bytes(engine: str, samples: list[Path], tmp_path: Path) -> None:
+    """With the number of codec threads fixed, as the documentation asks."""
+    results = []
+    for name in ("serial", engine):
+        config = ParallelConfig(backend=name, max_workers=2, threads_per_worker=1)
+        with VideoClipProcessor(config) as processor:
+            out = tmp_path / name
+            responses = processor.process_batch_parallel([ask(source, out) for source in samples])
+        clips = [clip for response in responses for clip in response.clips]
+        results.append([(clip.path.name, clip.start, clip.path.read_bytes()) for clip in clips])
+    assert results[0] == results[1]
+
+
+def test_two_inputs_of_one_name_do_not_share_outputs(
+    processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    twin, shout = tmp_path / "coast.mp4", tmp_path / "COAST.mp4"
+    shutil.copy(samples[1], twin)
+    shutil.copy(samples[1], shout)
+    out = tmp_path / "out"
+    sources = [samples[0], twin, samples[0], shout]
+    responses = processor.process_batch_parallel([ask(source, out, count=1) for source in sources])
+    paths = [response.clips[0].path for response in responses]
+    assert [path.name for path in paths] == [
+        "coast-01.mp4",
+        "coast-2-01.mp4",
+        "coast-3-01.mp4",
+        "COAST-4-01.mp4",
+    ]
+    assert all(path.exists() for path in paths)
+
+
+def test_names_with_awkward_signs_work(
+    processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    names = [
+        "two words.mp4",
+        'it\'s "so".mp4',
+        "a:b.mp4",
+        "100%d.mp4",
+        "film 🎬 é.mp4",
+        "-dash.mp4",
+        "[x]*?.mp4",
+    ]
+    for name in names:
+        shutil.copy(samples[0], tmp_path / name)
+    out = tmp_path / "out"
+    responses = processor.process_batch_parallel([ask(tmp_path / name, out, count=1) for name in names])
+    assert [response.error for response in responses] == [None] * len(names)
+    assert [response.clips[0].path.name for response in responses] == [
+        f"{name[:-4]}-01.mp4" for name in names
+    ]
+
+
+def test_an_output_name_never_leaves_the_output_folder(
+    processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    with serve() as server:
+        address = server.add("/x/..%2F..%2Fevil.mp4", samples[0].read_bytes())
+        out = tmp_path / "a" / "b"
+        response = processor.process_batch_parallel([ask(address, out, count=1)])[0]
+    assert response.success, response.error
+    assert [path.parent for path in tmp_path.rglob("*.mp4")] == [out]
+
+
+def test_a_relative_path_means_the_callers_folder(samples: list[Path], workplace: Path) -> None:
+    """Even if the caller moves on after the workers were started."""
+    with VideoClipProcessor(ParallelConfig(max_workers=1)) as processor:
+        assert processor.process_batch_parallel([ask(samples[0], workplace / "warm", count=1)])[0].success
+        (workplace / "deeper").mkdir()
+        shutil.copy(samples[0], workplace / "deeper" / "here.mp4")
+        import os
+
+        os.chdir(workplace / "deeper")
+        request = VideoClipRequest(source="here.mp4", output_dir="out", count=1, max_clip_length=3)
+        response = processor.process_batch_parallel([request])[0]
+    assert response.success, response.error
+    assert response.clips[0].path == workplace / "deeper" / "out" / "here-01.mp4"
+
+
+def test_requests_may_be_mappings_or_just_sources(
+    processor: VideoClipProcessor, samples: list[Path], workplace: Path
+) -> None:
+    responses = processor.process_batch_parallel(
+        [
+            str(samples[0]),
+            {"youtube_url": str(samples[1]), "count": 1, "max_clip_length": 2, "output_dir": "b"},
+        ]
+    )
+    assert [response.success for response in responses] == [True, True]
+    assert (workplace / "clips").is_dir()
+    assert files(workplace / "b") == ["city-01.mp4"]
+
+
+def test_a_request_that_makes_no_sense_fails_alone_and_never_runs(
+    processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    requests = [{"source": "a.mp4", "count": 0}, ask(samples[0], tmp_path, count=1), 7]
+    responses = processor.process_batch_parallel(requests)  # type: ignore[arg-type]
+    assert [response.success for response in responses] == [False, True, False]
+    assert responses[0].attempts == responses[2].attempts == 0
+    assert responses[0].error is not None
+    assert responses[0].error.type == "ConfigError"
+    assert "count" in responses[0].error.message
+    assert responses[0].source == "a.mp4"
+
+
+def test_validate_batch_says_yes_or_no_and_keeps_the_reasons(
+    processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    requests = [
+        ask(samples[0], tmp_path),
+        ask(tmp_path / "gone.mp4", tmp_path),
+        {"source": str(samples[0]), "max_clip_length": -1},
+        ask("https://example.org/a.mp4", tmp_path),
+    ]
+    assert processor.validate_batch(requests) == [True, False, False, True]
+    reasons = processor.validation_reasons
+    assert reasons[0] is reasons[3] is None
+    assert "gone.mp4" in str(reasons[1])
+    assert "max_clip_length" in str(reasons[2])
+
+
+def test_async_callers_get_the_same_responses(
+    processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    requests = [ask(samples[0], tmp_path, count=1), ask(tmp_path / "no.mp4", tmp_path)]
+    responses = asyncio.run(processor.process_batch_async(requests))
+    assert [response.success for response in responses] == [True, False]
+
+
+def test_stream_process_takes_an_endless_input(
+    processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    endless = (ask(tmp_path / f"no-{n}.mp4", tmp_path) for n in itertools.count())
+    batches = processor.stream_process(endless, batch_size=3)
+    first, second = next(batches), next(batches)
+    assert [Path(one.source).name for one in first + second] == [f"no-{n}.mp4" for n in range(6)]
+    close = getattr(batches, "close", None)
+    if close:
+        close()
+
+
+def test_chunk_data_is_lazy_and_keeps_everything(processor: VideoClipProcessor) -> None:
+    drawn = itertools.count()
+    chunks = processor.chunk_data((next(drawn) for _ in iter(int, 1)), 4)
+    assert [next(chunks), next(chunks)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert next(drawn) == 8
+    assert list(processor.chunk_data(range(5), chunk_size=2)) == [[0, 1], [2, 3], [4]]
+    with pytest.raises(ConfigError, match="chunk_size"):
+        processor.chunk_data([], 0)
+
+
+def test_copy_mode_says_where_its_clips_really_start(
+    processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    response = processor.process_batch_parallel([ask(samples[0], tmp_path, mode="copy", format="mkv")])[0]
+    keys = measure(samples[0]).key_frame_seconds
+    assert response.clips
+    for clip in response.clips:
+        assert min(abs(clip.start - key) for key in keys) < 0.002
+        assert clip.path.suffix == ".mkv"
+
+
+def test_a_job_that_fails_half_way_leaves_none_of_its_clips(
+    processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / "coast-02.mp4").mkdir(parents=True)
+    response = processor.process_batch_parallel([ask(samples[0], out)])[0]
+    assert not response.success
+    assert response.error is not None
+    assert "coast-02.mp4" in response.error.message
+    assert files(out) == ["coast-02.mp4"]
+
+
+def test_an_output_folder_that_cannot_be_is_one_clear_error(
+    processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    response = processor.process_batch_parallel([ask(samples[0], tmp_path / "file" / "out")])[0]
+    assert response.error is not None
+    assert response.error.type == "OutputError"
+    assert "output folder" in response.error.message
+
+
+def test_audio_only_is_one_clear_error(processor: VideoClipProcessor, tmp_path: Path) -> None:
+    path = write_audio(tmp_path / "song.m4a")
+    response = processor.process_batch_parallel([ask(path, tmp_path / "out")])[0]
+    assert response.error is not None
+    assert response.error.type == "UnsupportedMedia"
+    assert "no video" in response.error.message
+    assert files(tmp_path / "out") == []
+
+
+def test_a_preview_writes_nothing(samples: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with ClipPreview(ParallelConfig(max_workers=1)) as preview, VideoClipProcessor(preview.config) as real:
+        shown = preview.process_batch_parallel([ask(samples[0], out)])[0]
+        assert not out.exists()
+        done = real.process_batch_parallel([ask(samples[0], out)])[0]
+    assert [clip.path for clip in shown.clips] == [clip.path for clip in done.clips]
+    for planned, cut in zip(shown.clips, done.clips, strict=True):
+        assert (planned.start, planned.end) == pytest.approx((cut.start, cut.end), abs=0.041)
+
+
+def test_a_url_is_fetched_and_its_download_removed(
+    processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    with serve() as server:
+        address = server.add("/films/coast.mp4", samples[0].read_bytes())
+        response = processor.process_batch_parallel([ask(address, tmp_path, count=1)])[0]
+        gone = processor.process_batch_parallel([ask(f"{address}.nothing.mp4", tmp_path)])[0]
+    assert response.success, response.error
+    assert files(tmp_path) == ["coast-01.mp4"]
+    assert gone.error is not None
+    assert gone.error.type == "DownloadFailed"
+    assert "404" in gone.error.message
+
+
+def test_a_url_in_preview_leaves_nothing_anywhere(samples: list[Path], tmp_path: Path) -> None:
+    with serve() as server, ClipPreview(ParallelConfig(backend="serial")) as preview:
+        address = server.add("/films/coast.mp4", samples[0].read_bytes())
+        response = preview.process_batch_parallel([ask(address, tmp_path / "out")])[0]
+    assert response.success, response.error
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_preset_takes_any_setting_and_refuses_unknown_ones(samples: list[Path], tmp_path: Path) -> None:
+    with create_high_performance_processor(max_workers=2, timeout=120.0) as processor:
+        assert processor.config.timeout == 120
+        assert processor.process_batch_parallel([ask(samples[0], tmp_path, count=1)])[0].success
+    with pytest.raises(ConfigError, match="max_worker"):
+        create_high_performance_processor(max_worker=2)
+
+
+def test_six_clips_of_two_natural_videos(processor: VideoClipProcessor, tmp_path: Path) -> None:
+    sources = [shared("talk.mp4"), shared("cars.mp4")]
+    responses = processor.process_batch_parallel(
+        [ask(source, tmp_path, count=3, max_clip_length=8) for source in sources]
+    )
+    assert [len(response.clips) for response in responses] == [3, 3], [
+        response.error for response in responses
+    ]
+    assert len(files(tmp_path)) == 6
