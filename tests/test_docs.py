@@ -1,0 +1,121 @@
+"""The documentation cannot lag: its code runs, and its lists are complete."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from video import Clip, ParallelConfig, VideoClipResponse, registry
+from video.cli import COMMANDS, cli
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+GUIDE = (ROOT / "docs" / "guide.md").read_text("utf-8")
+ENVIRONMENT = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
+
+
+def run(*words: object, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_the_readmes_python_runs(number: int, samples: list[Path], tmp_path: Path) -> None:
+    shutil.copy(samples[0], tmp_path / "a.mp4")
+    (tmp_path / "b.mp4").write_bytes(b"broken")
+    (tmp_path / "block.py").write_text(blocks("python")[number])
+    out = run("block.py", cwd=tmp_path)
+    assert out.count("\n") >= 2
+    if number == 0:
+        assert "a-01.mp4" in out
+        assert "b.mp4 failed: " in out
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python", GUIDE))))
+def test_the_guides_python_runs(number: int, samples: list[Path], tmp_path: Path) -> None:
+    shutil.copy(samples[0], tmp_path / "a.mp4")
+    (tmp_path / "block.py").write_text(blocks("python", GUIDE)[number])
+    assert run("block.py", cwd=tmp_path).strip()
+
+
+def test_the_guide_names_every_setting_and_key() -> None:
+    for field in dataclasses.fields(ParallelConfig):
+        assert f"| `{field.name}` |" in GUIDE
+    keys = " ".join(name for name in VideoClipResponse.model_fields if name != "request")
+    inner = f"clips[{' '.join(Clip.model_fields)}]"
+    assert keys.replace("clips", inner) in GUIDE
+
+
+def test_the_readme_has_exactly_two_set_up_commands_and_ci_runs_both() -> None:
+    section = README.split("## Set up")[1].split("\n## ")[0]
+    commands = [line.split("#")[0].strip() for line in re.findall(r"```sh\n(.*?)```", section, re.DOTALL)]
+    assert commands == ["pip install . && video demo", 'pip install -e ".[dev]" && pytest']
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert '".[dev]" && pytest' in ci
+    assert "video" in ci
+    assert "demo" in ci
+
+
+def test_the_readmes_table_has_every_engine() -> None:
+    table = README.split("## Engines")[1]
+    for name in registry.backends.builtin:
+        assert f"| `{name}` |" in table
+
+
+def test_every_option_that_the_readme_shows_exists() -> None:
+    for block in blocks("sh") + blocks("sh", GUIDE):
+        for line in block.splitlines():
+            words = line.split("#")[0].split()
+            if words[:1] == ["video"]:
+                command = cli.get_command(click.Context(cli), words[1])
+                assert command is not None, line
+                options = {option for parameter in command.params for option in parameter.opts}
+                assert {word for word in words if word.startswith("--")} <= options, line
+
+
+def test_every_command_is_in_the_changelog() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert all(f"`{name}`" in changelog or f"`video {name}`" in changelog for name in COMMANDS)
+
+
+def test_every_developer_command_is_documented() -> None:
+    tasks = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["poe"]["tasks"]
+    contributing = (ROOT / "docs" / "contributing.md").read_text("utf-8")
+    assert all(f"`poe {name}`" in contributing for name in tasks)
+
+
+def test_every_room_is_in_the_architecture() -> None:
+    architecture = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    rooms = {path.stem for path in (ROOT / "video").iterdir() if not path.name.startswith(("__", "py.typed"))}
+    assert all(f"`{room}`" in architecture or f"`{room}/`" in architecture for room in rooms)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_every_example_runs(path: Path, samples: list[Path], tmp_path: Path) -> None:
+    out = (
+        run(path, samples[0], 2.5, 5, cwd=tmp_path)
+        if path.stem == "one_cut"
+        else run(path, samples[0], cwd=tmp_path)
+    )
+    assert out.strip()
