@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import random
@@ -295,7 +296,7 @@ def test_copy_gives_the_stored_frames_from_the_key_frame_on(
 ) -> None:
     source = write_video(tmp_path / f"a.{suffix}", b_frames=b_frames, sound=tone(0, 2, 2))
     clip = cut(source, tmp_path / f"o.{suffix}", start, end, "copy")
-    # FFmpeg guesses that a Matroska file of one or two pictures starts with the first audible sample, at 21 ms.
+    # FFmpeg guesses that Matroska files of one or two pictures start with the first audible sample, at 21 ms.
     found = [frame.number for frame in played(clip, last_seconds=0.025)]
     assert found[0] == first
     assert last <= found[-1] <= last + b_frames
@@ -530,6 +531,37 @@ def test_a_cancelled_cut_leaves_no_file(numbered: Path, tmp_path: Path, mode: st
     assert output.read_text() == "the clip of yesterday"
     assert in_folder(tmp_path) == {"o.mp4"}
     assert [unfinished for _, unfinished in told] == [True, False]
+
+
+@pytest.mark.parametrize("mode", ["exact", "copy"])
+def test_a_cut_cancelled_midway_leaves_no_file(
+    numbered: Path, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = itertools.count()
+
+    def cancelled_at_the_fortieth_packet() -> None:
+        if next(calls) == 40:
+            raise ItemCancelled("given up")
+
+    monkeypatch.setattr(scope, "check_cancelled", cancelled_at_the_fortieth_packet)
+    with pytest.raises(ItemCancelled):
+        cut(numbered, tmp_path / "o.mp4", 0, 2, mode)  # type: ignore[arg-type]
+    assert not in_folder(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to count open files")
+def test_cuts_good_and_bad_leave_no_file_open(numbered: Path, tmp_path: Path) -> None:
+    def attempt() -> int:
+        cut(numbered, tmp_path / "o.mp4", 0.5, 0.7)
+        cut(numbered, tmp_path / "o.mkv", 0.5, 0.7, "copy")
+        with pytest.raises(ConfigError):
+            cut(numbered, tmp_path / "o.mp4", 50, 60)
+        with pytest.raises(OutputError):
+            cut(numbered, Path("/proc/none/o.mp4"), 0.5, 0.7)
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    assert attempt() == attempt()
 
 
 def test_a_clip_that_fails_its_check_is_not_delivered(

@@ -62,6 +62,15 @@ def test_a_worker_killed_while_idle_costs_nothing(runner: Runner) -> None:
     assert [one.value for one in runner.map(tasks.double, range(50))] == list(range(0, 100, 2))
 
 
+def test_a_killed_fork_server_is_replaced() -> None:
+    with processes(start_method="forkserver") as runner:
+        before = {one.value for one in runner.map(tasks.pid, range(50))}
+        server = int(Path(f"/proc/{next(iter(before))}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(server, signal.SIGKILL)
+        until(lambda: not any(alive(pid) for pid in before if pid))
+        assert [one.value for one in runner.map(tasks.double, range(50))] == list(range(0, 100, 2))
+
+
 def test_a_result_that_cannot_be_pickled_fails_alone(runner: Runner) -> None:
     outcomes = runner.map(tasks.unpicklable_on_3, range(6))
     assert [one.index for one in outcomes if not one.ok] == [3]

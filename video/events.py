@@ -41,6 +41,7 @@ class Event:
 
 
 Observer = Callable[[Event], None]
+"""Called in the thread that advances the batch, and with `ITEM_PROGRESS` in others at the same time."""
 
 
 def emit(observers: Iterable[Observer], event: Event) -> None:

@@ -70,7 +70,8 @@ class Nursery:
         self._asking = threading.Lock()
         self._born: list[NurseryChild] = []
         self._children: dict[int, NurseryChild] = {}
-        self._lost = False
+        self.lost = False
+        """It has ended, because of `close` or by itself."""
         self._listener = threading.Thread(target=self._listen, name="video-nursery", daemon=True)
         self._listener.start()
 
@@ -78,12 +79,13 @@ class Nursery:
         ours, theirs = socket.socketpair()
         child = NurseryChild(self, ours)
         with self._asking, theirs:
-            if self._lost:
-                ours.close()
-                raise BackendUnavailable("the fork server has ended", cure="Open a new runner.")
-            self._born.append(child)
-            with contextlib.suppress(OSError):  # the listener sees its end and tells every child
-                socket.send_fds(self._control, [_nursery.RECORD.pack(_nursery.FORK, 0, 0)], [theirs.fileno()])
+            if self.lost:
+                child.ended(None)
+            else:
+                self._born.append(child)
+                with contextlib.suppress(OSError):  # the listener sees its end and tells every child
+                    record = _nursery.RECORD.pack(_nursery.FORK, 0, 0)
+                    socket.send_fds(self._control, [record], [theirs.fileno()])
         return child
 
     def kill(self, pid: int) -> None:
@@ -112,8 +114,13 @@ class Nursery:
             else:
                 self._children.pop(pid).ended(os.waitstatus_to_exitcode(status))
         with self._asking:
-            self._lost = True
-        for child in (*self._born, *self._children.values()):
+            self.lost = True
+        for pid, child in self._children.items():
+            # Normally they are dead; but where the server itself was killed, they have nobody else.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+            child.ended(None)
+        for child in self._born:
             child.ended(None)
 
 
@@ -196,14 +203,13 @@ class ProcessExecutor(Pool):
     def __init__(self, workers: int, config: ParallelConfig) -> None:
         super().__init__(workers, "video-process")
         self._threads = config.threads_per_worker or max(1, scope.usable_cpus() // workers)
+        self._preload = config.preload
         self._timed = config.timeout is not None
         self._stillborn = 0
         self._nursery: Nursery | None = None
+        self._starting = threading.Lock()
         if (config.start_method or _default_start_method()) == "forkserver":
-            try:
-                self._nursery = Nursery(config.preload, self._threads)
-            except OSError as error:
-                raise BackendUnavailable(f"the fork server cannot start ({error})") from error
+            self._nursery = self._start_nursery()
 
     def make_seat(self) -> ProcessSeat:
         return ProcessSeat()
@@ -286,7 +292,7 @@ class ProcessExecutor(Pool):
                     "worker processes die before they are ready",
                     cure="Look at what they wrote to standard error, or use the thread engine.",
                 )
-            seat.child = SpawnedChild(self._threads) if self._nursery is None else self._nursery.fork()
+            seat.child = self._start_child()
             if seat.lost:  # killed before there was a child to kill
                 raise self._bury(seat)
             try:
@@ -297,6 +303,21 @@ class ProcessExecutor(Pool):
             else:
                 self._stillborn = 0
         return seat.child.connection
+
+    def _start_child(self) -> Child:
+        if self._nursery is None:
+            return SpawnedChild(self._threads)
+        with self._starting:
+            if self._nursery.lost and not self._closed:
+                self._nursery.close()
+                self._nursery = self._start_nursery()
+            return self._nursery.fork()
+
+    def _start_nursery(self) -> Nursery:
+        try:
+            return Nursery(self._preload, self._threads)
+        except OSError as error:
+            raise BackendUnavailable(f"the fork server cannot start ({error})") from error
 
     def _bury(self, seat: ProcessSeat) -> WorkerDied:
         """Clear away a dead child and what it left unfinished, and say how it died."""
