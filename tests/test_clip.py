@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 
 from tests.conftest import shared
@@ -318,7 +320,10 @@ def test_the_preset_takes_any_setting_and_refuses_unknown_ones(samples: list[Pat
         create_high_performance_processor(max_worker=2)
 
 
-def test_six_clips_of_two_natural_videos(processor: VideoClipProcessor, tmp_path: Path) -> None:
+def test_clips_of_natural_videos_begin_and_end_with_the_sources_frames(
+    processor: VideoClipProcessor, tmp_path: Path
+) -> None:
+    """First and last frames are what the source shows at the stated times, and no neighbours of it."""
     sources = [shared("talk.mp4"), shared("cars.mp4")]
     responses = processor.process_batch_parallel(
         [ask(source, tmp_path, count=3, max_clip_length=8) for source in sources]
@@ -326,4 +331,27 @@ def test_six_clips_of_two_natural_videos(processor: VideoClipProcessor, tmp_path
     assert [len(response.clips) for response in responses] == [3, 3], [
         response.error for response in responses
     ]
-    assert len(files(tmp_path)) == 6
+    for source, response in zip(sources, responses, strict=True):
+        times, pictures = decoded(source)
+        for clip in response.clips:
+            _, own = decoded(clip.path)
+            first = int(np.abs(times - clip.start).argmin())
+            assert times[first] == pytest.approx(clip.start, abs=1e-3)
+            assert len(own) == clip.frames
+            assert np.abs(own[0] - pictures[first]).mean() < 3
+            assert np.abs(own[-1] - pictures[first + clip.frames - 1]).mean() < 3
+            near = range(max(0, first - 2), first + 3)
+            moving = any(np.abs(pictures[n] - pictures[first]).mean() > 1 for n in near)
+            if moving:
+                assert min(near, key=lambda n: np.abs(own[0] - pictures[n]).mean()) == first
+
+
+def decoded(path: Path) -> tuple[Any, list[Any]]:
+    """(frames,) seconds from the start, and each frame as a small gray picture."""
+    times, pictures = [], []
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            times.append(float(frame.pts * frame.time_base))
+            small = frame.reformat(width=192, height=108, format="gray").to_ndarray()
+            pictures.append(small.astype(np.int16))
+    return np.array(times) - times[0], pictures
