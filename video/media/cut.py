@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from av.audio.stream import AudioStream
 from av.container import InputContainer
@@ -19,8 +19,7 @@ from av.container import InputContainer
 from video.errors import ConfigError, OutputError, UnsupportedMedia
 from video.media import base, reencode, remux
 from video.media.encode import CONTAINERS, Written, muxer
-
-Mode = Literal["exact", "copy"]
+from video.models import Mode
 
 _ROUNDING_SECONDS = Fraction(3, 1000)
 """Matroska rounds to milliseconds, both of two timestamps."""
