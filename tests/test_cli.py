@@ -253,8 +253,9 @@ def test_ctrl_c_leaves_no_process_and_no_unfinished_file(engine: str, films: Pat
     assert "Traceback" not in said
 
 
-def test_sigterm_cleans_up_as_ctrl_c_does(films: Path, tmp_path: Path) -> None:
-    assert interrupt(films, tmp_path, signal.SIGTERM)[0] == 130
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_to_stop_clean_up_as_ctrl_c_does(number: int, films: Path, tmp_path: Path) -> None:
+    assert interrupt(films, tmp_path, number)[0] == 130
 
 
 def test_a_reader_that_goes_away_is_no_traceback(films: Path, tmp_path: Path) -> None:

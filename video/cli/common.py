@@ -37,12 +37,14 @@ def fail(words: str, code: int) -> NoReturn:
 
 
 def on_terminate() -> None:
-    """Let SIGTERM clean up as Ctrl-C does: workers end and unfinished files go."""
+    """Let SIGTERM and a closed terminal clean up as Ctrl-C does: workers end and unfinished files go."""
 
     def stop(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), stop)
 
 
 def engine_options(command: Command) -> Command:
