@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import itertools
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +24,8 @@ from hypothesis import strategies as st
 
 from tests import tasks
 from tests.waiting import until
-from video import ParallelConfig, Runner
+from video import ParallelConfig, Runner, registry
+from video.backends.serial import SerialBackend, SerialExecutor
 from video.errors import ConfigError, ItemCancelled, ItemTimeout, RemoteTraceback, UnknownName
 from video.events import Event, Kind
 
@@ -305,3 +314,105 @@ def test_native_threads_share_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
         assert {one.value for one in runner.map(tasks.threads, range(2))} == {4}
     with Runner(ParallelConfig(backend="thread", max_workers=4, threads_per_worker=1)) as runner:
         assert {one.value for one in runner.map(tasks.threads, range(8))} == {1}
+
+
+def test_a_stream_keeps_its_runner_alive() -> None:
+    """Whoever keeps only the stream still gets every outcome."""
+    stream = Runner(ParallelConfig(backend="thread", max_workers=2)).stream(tasks.double, range(50))
+    gc.collect()
+    assert [one.value for one in stream] == list(range(0, 100, 2))
+
+
+def test_a_slow_input_holds_up_neither_outcomes_nor_time_limits() -> None:
+    def slow() -> Iterator[int]:
+        for n in range(8):
+            time.sleep(0.15)
+            yield n
+
+    with Runner(ParallelConfig(backend="thread", max_workers=4, timeout=0.4)) as runner:
+        started = time.monotonic()
+        stream = runner.stream(tasks.hang_on_3, slow(), ordered=False)
+        seen = [(outcome.index, time.monotonic() - started) for outcome in stream]
+    assert sorted(index for index, _ in seen) == list(range(8))
+    when = dict(seen)
+    assert when[0] < when[7] - 0.5, "the first outcome waited for the last item to be drawn"
+    assert when[3] < when[7], "the time limit waited for the input"
+
+
+def test_a_time_limit_on_the_serial_engine_is_refused() -> None:
+    with (
+        Runner(ParallelConfig(backend="serial", timeout=1)) as runner,
+        pytest.raises(ConfigError, match="limit"),
+    ):
+        runner.map(tasks.double, [1])
+
+
+def test_an_engine_that_cancels_a_call_costs_that_item() -> None:
+    """A plugin's executor may do so; the batch goes on."""
+
+    class Canceller(SerialExecutor):
+        def submit(self, fn: Any, /, *args: Any) -> Future[Any]:
+            if args[1] != [3]:
+                return super().submit(fn, *args)
+            future: Future[Any] = Future()
+            future.cancel()
+            return future
+
+    class Backend(SerialBackend):
+        def open(self, workers: int) -> Canceller:
+            return Canceller()
+
+    registry.backends.register("canceller", Backend)
+    with Runner(ParallelConfig(backend="canceller", chunk_size=1)) as runner:
+        outcomes = runner.map(tasks.double, range(6))
+    assert [one.index for one in outcomes if not one.ok] == [3]
+    assert isinstance(outcomes[3].error, ItemCancelled)
+
+
+def test_attempts_say_how_often_an_item_ran() -> None:
+    with Runner(ParallelConfig(backend="process", max_workers=1, chunk_size=8)) as runner:
+        outcomes = runner.map(tasks.kill_on_3, [*[0] * 40, 3, *[0] * 40])
+    assert [one.index for one in outcomes if not one.ok] == [40]
+    assert outcomes[40].attempts in (1, 2)
+    assert {one.attempts for one in outcomes} <= {1, 2}
+    assert outcomes[0].attempts == 1
+
+
+@pytest.mark.parametrize("engine", ["thread", "process", "async"])
+def test_closing_does_not_wait_for_items_that_run(engine: str) -> None:
+    runner = Runner(ParallelConfig(backend=engine, max_workers=2))
+    stream = runner.stream(tasks.hang_on_3, [0, 3, 3, 3, 3])
+    assert next(stream).value == 0
+    started = time.monotonic()
+    runner.close()
+    assert time.monotonic() - started < 20
+    with pytest.raises(ItemCancelled):
+        next(stream)
+
+
+def test_a_program_can_end_in_the_middle_of_a_stream() -> None:
+    code = (
+        "from video import *; from tests import tasks\n"
+        "runner = Runner(ParallelConfig(backend='process', max_workers=2))\n"
+        "print(next(runner.stream(tasks.hang_on_3, [0, 3, 3])).value)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.stdout == "0\n"
+
+
+def test_a_forked_child_does_not_disturb_its_parents_workers() -> None:
+    """It gets workers of its own, and leaves those of its parent alone when it ends."""
+    with Runner(ParallelConfig(backend="process", max_workers=2)) as runner:
+        assert runner.map(tasks.double, [1])[0].value == 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks with threads
+            child = os.fork()
+        if child == 0:
+            code = 1
+            with contextlib.suppress(BaseException):
+                signal.alarm(20)
+                code = 0 if runner.map(tasks.double, [4])[0].value == 8 else 1
+                runner.close()
+            os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        assert runner.map(tasks.double, [5])[0].value == 10

@@ -46,6 +46,9 @@ class VideoError(Exception):
         text = self.cause if self.subject is None else f"{self.subject}: {self.cause}"
         return text if self.cure is None else f"{text.rstrip('.')}. {self.cure}"
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Built without __init__, so that a subclass may take any arguments and still cross a process border.
         return _rebuild, (type(self), self.args, self.__dict__)

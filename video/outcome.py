@@ -19,7 +19,7 @@ class Outcome(Generic[T]):
     error: BaseException | None
     """Why it failed; a worker's traceback text is its `__cause__`."""
     attempts: int = 1
-    """How often the item was tried; 0: it never ran."""
+    """How often the item was tried; 0: it never ran. 2 where its chunk failed and it was run again alone."""
     seconds: float = 0.0
     """Wall time of the last attempt, measured in the worker."""
     origin: str = "run"

@@ -10,10 +10,10 @@ from operator import mul
 from video.config import BackendType, ParallelConfig
 
 TARGET_SECONDS = 0.1
-"""Work in one chunk: long enough to drown the cost of a call (about 0.1 ms), short enough that no worker
-waits long for the last one (benchmarks/bench_dispatch.py)."""
+"""Work in one chunk: long enough to drown the cost of a call (about 0.05 ms, benchmarks/bench_dispatch.py),
+short enough that no worker waits long for the last one."""
 LARGEST_CHUNK = 256
-"""Past this, a no-op item costs the same (benchmarks/bench_dispatch.py), and a lost chunk loses more."""
+"""The cost of a call is then below 1 us an item; more would only lose more with a worker."""
 ASYNC_WIDTH = 64
 """Coroutines at once: they wait rather than compute, so the CPUs are no bound."""
 LOOKAHEAD_EACH = 1024

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import os
 import queue
 import time
 import weakref
@@ -58,7 +59,8 @@ class Runner:
         self._opening = Lock()
         self._open: dict[str, tuple[Executor, Traits]] = {}
         self._running: weakref.WeakSet[_Batch[Any]] = weakref.WeakSet()
-        self._finalizer = weakref.finalize(self, _shut, self._open)
+        self._pid = os.getpid()
+        self._finalizer = weakref.finalize(self, _shut, self._open, self._pid)
 
     def map(
         self,
@@ -148,7 +150,7 @@ class Runner:
         with self._opening:
             for batch in list(self._running):
                 batch.abandon()
-            _shut(self._open)
+            _shut(self._open, self._pid)
 
     def __enter__(self) -> Self:
         return self
@@ -167,15 +169,15 @@ class Runner:
         usual: str = "thread",
     ) -> plan.Choice:
         """What a batch of `total` items (None: unknown) of this task would run on, and why."""
-        config = self.config
+        config, slot = self.config, scope.current()
         if backend is not None and backend != BackendType.AUTO:
             config = dataclasses.replace(config, backend=backend)
         return plan.choose(
             config,
             coroutine=_is_coroutine_function(task),
             total=total,
-            cpus=scope.usable_cpus(),
-            nested=scope.current() is not None,
+            cpus=scope.usable_cpus() if slot is None else slot.threads,
+            nested=slot is not None,
             usual=usual,
         )
 
@@ -198,14 +200,20 @@ class Runner:
             raise ConfigError(
                 f"the {choice.backend} engine cannot run an `async def` task", cure='Use backend="async".'
             )
+        if self.config.timeout is not None and choice.backend == "serial" and scope.current() is None:
+            raise ConfigError("the serial engine cannot hold a time limit", cure="Use process or thread.")
         batch = _Batch(
-            task, iter(items), total, executor, traits, choice, self.config, ordered, self._observers
+            self, task, iter(items), total, executor, traits, choice, self.config, ordered, self._observers
         )
-        self._running.add(batch)
+        with self._opening:
+            self._running.add(batch)
         return batch
 
     def _executor(self, choice: plan.Choice) -> tuple[Executor, Traits]:
         with self._opening:
+            if self._pid != os.getpid():  # after a fork: the workers are the parent's
+                self._pid = os.getpid()
+                self._open.clear()
             if choice.backend not in self._open:
                 backend = registry.backends.get(choice.backend)(self.config)
                 self._open[choice.backend] = backend.open(choice.workers), backend.traits
@@ -218,8 +226,8 @@ def _flat(rounds: Generator[list[Outcome[R]], None, None]) -> Generator[Outcome[
             yield from outcomes
 
 
-def _shut(executors: dict[str, tuple[Executor, Traits]]) -> None:
-    while executors:
+def _shut(executors: dict[str, tuple[Executor, Traits]], owner: int) -> None:
+    while executors and os.getpid() == owner:  # a forked child must not end its parent's workers
         _, (executor, _) = executors.popitem()
         executor.shutdown(wait=True, cancel_futures=True)
 
@@ -233,12 +241,15 @@ def _is_coroutine_function(task: Callable[..., Any]) -> bool:
 class _Lease:
     """A chunk that the executor has."""
 
-    __slots__ = ("expired", "indexes", "items")
+    __slots__ = ("attempts", "expired", "indexes", "items", "seen")
 
-    def __init__(self, indexes: Sequence[int], items: list[Any]) -> None:
+    def __init__(self, indexes: Sequence[int], items: list[Any], attempts: int = 1) -> None:
+        self.attempts = attempts
         self.indexes = indexes
         self.items = items
         self.expired = False
+        self.seen: float | None = None
+        """When it was first seen running, on an executor that does not say when it began."""
 
 
 class _Batch(Generic[R]):
@@ -246,6 +257,7 @@ class _Batch(Generic[R]):
 
     def __init__(
         self,
+        runner: Runner,
         task: Callable[[Any], R],
         items: Iterator[Any],
         total: int | None,
@@ -256,6 +268,7 @@ class _Batch(Generic[R]):
         ordered: bool,
         observers: tuple[Observer, ...],
     ) -> None:
+        self._runner = runner  # a caller may keep only the stream; without its runner the workers would end
         self._items = items
         self._total = total
         self._executor = executor
@@ -302,9 +315,9 @@ class _Batch(Generic[R]):
             while not self._stopped:
                 if self._abandoned:
                     raise ItemCancelled("its runner was closed while the batch ran")
-                self._fill()
+                room = self._fill()
                 if self._leases:
-                    self._wait()
+                    self._wait(block=not room)
                 if due := self._due():
                     yield due
                 if self._exhausted and self._handed == self._drawn:
@@ -328,11 +341,13 @@ class _Batch(Generic[R]):
             self._leave()
             self._done.put(None)
 
-    def _fill(self) -> None:
+    def _fill(self) -> bool:
+        """Lease what can be drawn at once; True if there may be more to draw."""
         while len(self._leases) < self._most_leases:
+            started = time.monotonic()
             lease = self._draw()
             if lease is None:
-                return
+                return False
             try:
                 future = self._executor.submit(self._run, self._task, lease.items, self._choice.threads)
             except Exception as error:  # noqa: BLE001  # an executor may break down in any way
@@ -342,6 +357,9 @@ class _Batch(Generic[R]):
             if self._observers and len(lease.items) == 1 and hasattr(self._executor, "watch"):
                 self._executor.watch(future, functools.partial(self._report, lease.indexes[0]))
             future.add_done_callback(self._done.put)
+            if time.monotonic() - started > DRAW_SECONDS:
+                return True  # a slow input must not hold up what is ready, or the time limits
+        return False
 
     def _report(self, index: int, fraction: float, words: str) -> None:
         self._tell(Kind.ITEM_PROGRESS, index=index, fraction=fraction, message=words)
@@ -349,7 +367,7 @@ class _Batch(Generic[R]):
     def _draw(self) -> _Lease | None:
         if self._again:
             index, item = self._again.popleft()
-            return _Lease((index,), [item])
+            return _Lease((index,), [item], attempts=2)
         room = self._lookahead - (self._drawn - self._handed)
         if self._exhausted or room < 1:
             return None
@@ -371,10 +389,10 @@ class _Batch(Generic[R]):
         first, self._drawn = self._drawn, self._drawn + len(items)
         return _Lease(range(first, self._drawn), items)
 
-    def _wait(self) -> None:
-        """Take what has finished; block until something has, or until a time limit is due."""
+    def _wait(self, *, block: bool) -> None:
+        """Take what has finished; with `block` wait until something has, or until a time limit is due."""
         with contextlib.suppress(queue.Empty):
-            future = self._done.get(timeout=self._next_check())
+            future = self._done.get(block, self._next_check() if block else None)
             while True:
                 if future is not None:
                     self._take(future)
@@ -384,13 +402,15 @@ class _Batch(Generic[R]):
 
     def _take(self, future: Future[Ran]) -> None:
         lease = self._leases.pop(future, None)
-        if lease is None or lease.expired or future.cancelled():
+        if lease is None or lease.expired or self._stopped or self._abandoned:
             return
-        error = future.exception()
+        error = ItemCancelled("its engine cancelled it") if future.cancelled() else future.exception()
         if error is None:
             self._keep(lease, future.result())
         elif len(lease.items) == 1:
-            self._finish(Outcome(lease.indexes[0], None, error))
+            began = self._began(future, lease)
+            seconds = 0.0 if began is None else max(0.0, time.monotonic() - began)
+            self._finish(Outcome(lease.indexes[0], None, error, lease.attempts, seconds))
         else:
             self._again.extend(zip(lease.indexes, lease.items, strict=True))
             self._tell(Kind.ITEMS_RERUN, total=len(lease.items), error=error)
@@ -400,7 +420,8 @@ class _Batch(Generic[R]):
         errors = {position: arrived(error, text) for position, error, text in ran.errors}
         for position, index in enumerate(lease.indexes):
             error = errors.get(position) if errors else None
-            self._finish(Outcome(index, ran.values[position], error, seconds=ran.seconds[position]))
+            seconds = ran.seconds[position]
+            self._finish(Outcome(index, ran.values[position], error, lease.attempts, seconds))
 
     def _finish(self, outcome: Outcome[R]) -> None:
         self._ready[outcome.index] = outcome
@@ -419,9 +440,13 @@ class _Batch(Generic[R]):
         self._handed += len(due)
         return due
 
-    def _began(self, future: Future[Ran]) -> float | None:
+    def _began(self, future: Future[Ran], lease: _Lease) -> float | None:
         began = getattr(self._executor, "began", None)
-        return None if began is None else began(future)
+        if began is not None:
+            return began(future)  # type: ignore[no-any-return]  # as `backends.base` says
+        if lease.seen is None and future.running():
+            lease.seen = time.monotonic()
+        return lease.seen
 
     def _next_check(self) -> float | None:
         """Seconds until a time limit may be due, or None if none can be."""
@@ -430,7 +455,7 @@ class _Batch(Generic[R]):
         wait = self._timeout
         for future, lease in self._leases.items():
             if not lease.expired:
-                began, now = self._began(future), time.monotonic()
+                began, now = self._began(future, lease), time.monotonic()
                 if began is None or began > now:
                     return UNSTARTED_CHECK_SECONDS
                 wait = min(wait, began + self._timeout - now)
@@ -440,7 +465,7 @@ class _Batch(Generic[R]):
         now = time.monotonic()
         kill = getattr(self._executor, "kill", None)
         for future, lease in list(self._leases.items()):
-            began = self._began(future)
+            began = self._began(future, lease)
             if lease.expired or future.done() or began is None or now - began < timeout:
                 continue
             lease.expired = True
@@ -450,7 +475,7 @@ class _Batch(Generic[R]):
             error = ItemTimeout(
                 f"ran longer than its limit of {timeout:g} s", cure="Raise `timeout`, or look at this input."
             )
-            self._finish(Outcome(lease.indexes[0], None, error, seconds=now - began))
+            self._finish(Outcome(lease.indexes[0], None, error, lease.attempts, now - began))
 
     def _leave(self) -> None:
         """Cancel what waits, give up what runs."""

@@ -76,10 +76,14 @@ def native_threads() -> int:
     return usable_cpus() if slot is None else slot.threads
 
 
+stopping = threading.Event()
+"""Set by a program that is about to end: every item in this process is then given up."""
+
+
 def check_cancelled() -> None:
     """Raise `ItemCancelled` if this item has been given up. Cheap: call it once a frame."""
     slot = _slot.get()
-    if slot is not None and slot.cancelled.is_set():
+    if stopping.is_set() or (slot is not None and slot.cancelled.is_set()):
         raise ItemCancelled("stopped because its batch was left or its time was up")
 
 
@@ -96,29 +100,13 @@ def report(fraction: float, words: str = "") -> None:
 
 
 @contextlib.contextmanager
-def unfinished(path: Path) -> Iterator[Path]:
-    """Declare that `path` (a file or a folder) is about to be made and is not a result.
+def unfinished(path: Path, *, keep: bool = False) -> Iterator[Path]:
+    """Declare that `path`, a file or a folder, is no result yet, for as long as the block runs.
 
-    Whatever is at `path` when the block ends, however it ends, is removed; rename it away to keep it.
-    If the worker is killed inside the block, its parent removes it.
-    """
-    slot = _slot.get()
-    declare = _ignore if slot is None else slot.declare
-    absolute = os.path.abspath(path)
-    declare(absolute, True)
-    try:
-        yield path
-    finally:
-        remove(absolute)
-        declare(absolute, False)
+    Whatever is there when the block ends, however it ends, is removed; rename it away to keep it. If the
+    worker is killed inside the block, its parent removes it.
 
-
-@contextlib.contextmanager
-def provisional(path: Path) -> Iterator[Path]:
-    """Declare that the finished file `path` counts only if the block ends well; otherwise it is removed.
-
-    For several files that make sense only together. If the worker is killed inside the block, its parent
-    removes the file.
+    :param keep: leave it if the block ends well: for a file that is whole, but counts only with others.
     """
     slot = _slot.get()
     declare = _ignore if slot is None else slot.declare
@@ -129,6 +117,9 @@ def provisional(path: Path) -> Iterator[Path]:
     except BaseException:
         remove(absolute)
         raise
+    else:
+        if not keep:
+            remove(absolute)
     finally:
         declare(absolute, False)
 

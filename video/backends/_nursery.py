@@ -5,15 +5,15 @@ in every worker, and leaves a killed worker's own children alive. Here
 
 - a worker is the leader of a session of its own, and when it ends, however it ends, what is left of its
   process group is killed before it is reaped;
-- when the parent goes away, even by SIGKILL, every worker's group is killed at once, and it does not
-  matter whether the worker holds the GIL;
+- when the parent goes away, even by SIGKILL, every worker is told to end, and a second later its group is
+  killed, whether it holds the GIL or not;
 - only this process signals workers, and it knows which are not reaped yet, so that a kill can never hit
   a process that has got the same number since.
 
 Records, both ways, are `RECORD`: a letter, a process id, a wait status.
 
     parent -> nursery   FORK (with the worker's end of a socket pair) | KILL pid
-    nursery -> parent   BORN pid | DEAD pid status
+    nursery -> parent   BORN pid | UNBORN: there was no memory or process to be had | DEAD pid status
 """
 
 from __future__ import annotations
@@ -27,17 +27,21 @@ import signal
 import socket
 import struct
 import sys
+import time
 import traceback
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
+GRACE_SECONDS = 1.0
+"""How long workers may take to remove their unfinished files once their parent is gone."""
 RECORD = struct.Struct("<cqi")
-FORK, KILL, BORN, DEAD = b"F", b"K", b"B", b"D"
+FORK, KILL, BORN, UNBORN, DEAD = b"F", b"K", b"B", b"U", b"D"
 
 
-PROGRAM = "import sys, json; plan = json.loads(sys.argv[1]); sys.path[:] = plan['path']; "
-PROGRAM += "from video.backends._nursery import main; main(plan)"
-"""Run by `python -c`, so that the parent's import path is in place before this package is looked for."""
+PROGRAM = "__import__('sys').path[:] = __import__('json').loads(__import__('sys').argv[1])['path']; "
+PROGRAM += "__import__('video.backends._nursery', fromlist=['main']).main()"
+"""Run by `python -c`, so that the parent's import path is in place before this package is looked for. It
+binds no names: workers inherit this `__main__`, and a name of the user's script must not be found in it."""
 
 
 def command(path: list[str], preload: tuple[str, ...], control_fd: int) -> list[str]:
@@ -45,7 +49,8 @@ def command(path: list[str], preload: tuple[str, ...], control_fd: int) -> list[
     return [sys.executable, "-c", PROGRAM, json.dumps(plan)]
 
 
-def main(plan: dict[str, Any]) -> None:
+def main() -> None:
+    plan: dict[str, Any] = json.loads(sys.argv[1])
     control_fd, preload = plan["control"], plan["preload"]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     for name in preload:
@@ -80,23 +85,43 @@ def _serve(control: socket.socket) -> None:
                     return
                 letter, pid, _ = RECORD.unpack(record)
                 if letter == FORK:
-                    alive.add(_fork(control, fds[0]))
+                    _fork(control, fds[0], alive)
                 elif pid in alive:
                     _kill_group(pid)
     except (BrokenPipeError, ConnectionResetError):
         return  # the parent is gone
     finally:
-        for pid in alive:
-            _kill_group(pid)
+        _end(alive)
 
 
-def _fork(control: socket.socket, fd: int) -> int:
-    pid = os.fork()
+def _end(alive: set[int]) -> None:
+    """End all workers; they get a moment to remove their unfinished files."""
+    for pid in alive:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline and not all(_has_ended(pid) for pid in alive):
+        time.sleep(0.02)
+    for pid in alive:
+        _kill_group(pid)
+
+
+def _has_ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _fork(control: socket.socket, fd: int, alive: set[int]) -> None:
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(fd)
+        control.sendall(RECORD.pack(UNBORN, 0, 0))
+        return
     if pid == 0:
         _become_worker(control, fd)
     os.close(fd)
+    alive.add(pid)
     control.sendall(RECORD.pack(BORN, pid, 0))
-    return pid
 
 
 def _become_worker(control: socket.socket, fd: int) -> NoReturn:
@@ -123,7 +148,7 @@ def _become_worker(control: socket.socket, fd: int) -> NoReturn:
 
 def _reap(control: socket.socket, alive: set[int]) -> None:
     for pid in list(alive):
-        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if not _has_ended(pid):
             continue
         _kill_group(pid)  # while it is not reaped, its number is not given to another
         _, status = os.waitpid(pid, 0)
@@ -135,5 +160,7 @@ def _kill_group(pid: int) -> None:
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:  # it has not made its session yet
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
+    except PermissionError:  # it has become another user
+        pass

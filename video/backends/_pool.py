@@ -45,6 +45,7 @@ class Seat:
     def __init__(self) -> None:
         self.slot = scope.Slot()
         self.lost = False
+        self.call: Call | None = None
         self.thread: threading.Thread | None = None
 
 
@@ -85,30 +86,34 @@ class Pool:
         assert isinstance(call, Call)
         with self._lock:
             seat = call.seat
-            if seat is None or seat.lost or call.done():
+            if seat is None or seat.lost:
                 return
-            seat.lost = True
-            self._seats.discard(seat)
-            self._lost.add(seat)
+            self._give_up(seat)
             if not self._closed:
                 self._add_seat()
-        seat.slot.cancelled.set()
         self.stop(seat)
 
+    def _give_up(self, seat: Seat) -> None:
+        seat.lost = True
+        self._seats.discard(seat)
+        self._lost.add(seat)
+        seat.slot.cancelled.set()
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the threads. With `cancel_futures`, what waits is cancelled, and what runs is given up."""
+        busy: list[Seat] = []
         with self._lock:
             self._closed = True
+            if cancel_futures:
+                self._cancel_waiting()
+                busy = [seat for seat in self._seats if seat.call is not None]
+                for seat in busy:
+                    self._give_up(seat)
             seats, lost = list(self._seats), list(self._lost)
-        if cancel_futures:
-            while True:
-                try:
-                    call = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if call is not None:
-                    call.cancel()
-        for _ in seats:
-            self._queue.put(None)
+            for _ in seats:
+                self._queue.put(None)
+        for seat in busy:
+            self.stop(seat)
         if wait:
             for seat in seats:
                 _join(seat)
@@ -116,6 +121,15 @@ class Pool:
             deadline = time.monotonic() + LOST_SECONDS
             for seat in lost:
                 _join(seat, max(0.0, deadline - time.monotonic()))
+
+    def _cancel_waiting(self) -> None:
+        while True:
+            try:
+                call = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            if call is not None:
+                call.cancel()
 
     def _add_seat(self) -> None:
         seat = self.make_seat()
@@ -135,21 +149,37 @@ class Pool:
                     call = self._queue.get()
                 if call is None:
                     return
-                if not call.set_running_or_notify_cancel():
+                if not self._begin(call, seat):
                     continue
-                call.seat = seat
                 try:
                     result = self.run(call, seat)
                 except BaseException as error:  # noqa: BLE001  # it belongs to the call, not to this thread
-                    _settle(call, None, error)
+                    self._end(call, seat)
+                    call.set_exception(error)
                 else:
-                    _settle(call, result, None)
+                    self._end(call, seat)
+                    call.set_result(result)
+                    del result
                 del call
         finally:
             with self._lock:
                 self._seats.discard(seat)
                 self._lost.discard(seat)
             self.leave(seat)
+
+    def _begin(self, call: Call, seat: Seat) -> bool:
+        # In one step, so that there is no moment in which a running call cannot be killed.
+        with self._lock:
+            if self._closed and seat.lost:
+                call.cancel()
+            if not call.set_running_or_notify_cancel():
+                return False
+            call.seat, seat.call = seat, call
+            return True
+
+    def _end(self, call: Call, seat: Seat) -> None:
+        with self._lock:  # from here on, a kill that comes too late hits nobody else
+            call.seat = seat.call = None
 
     def make_seat(self) -> Seat:
         return Seat()
@@ -169,11 +199,3 @@ class Pool:
 def _join(seat: Seat, timeout: float | None = None) -> None:
     if seat.thread is not None and seat.thread is not threading.current_thread():
         seat.thread.join(timeout)
-
-
-def _settle(call: Call, result: Any, error: BaseException | None) -> None:
-    call.seat = None
-    if error is None:
-        call.set_result(result)
-    else:
-        call.set_exception(error)

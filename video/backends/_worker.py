@@ -5,6 +5,7 @@ Messages are one tag byte and a body.
     parent -> child   CALL pickled (fn, args) | TIMED_CALL the same
     child -> parent   READY, once
                       BEGAN, of a timed call, once it is unpickled and all that it needs is imported
+                      ENDED, of a timed call, before its result is pickled and sent
                       DONE pickled result | FAILED pickled (error, traceback text)
                       UNREADABLE text: the call did not unpickle here
                       REPORT struct FRACTION, text: how far the item is
@@ -25,16 +26,21 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import NoReturn
 
 import video.scope as scope
 from video.backends import _pickling
 from video.backends.base import Ran, portable, without_unpicklable
+from video.errors import ItemCancelled
 
 CALL, TIMED_CALL = b"c", b"t"
-READY, BEGAN, DONE, FAILED, UNREADABLE, REPORT, MADE, GONE = b"r", b"b", b"d", b"f", b"u", b"p", b"m", b"g"
+READY, BEGAN, ENDED, DONE, FAILED, UNREADABLE = b"r", b"b", b"e", b"d", b"f", b"u"
+REPORT, MADE, GONE = b"p", b"m", b"g"
 FRACTION = struct.Struct("<d")
 
 PARENT_CHECK_SECONDS = 1.0
+GRACE_SECONDS = 1.0
+"""How long a worker whose parent is gone may take to remove its unfinished files."""
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -55,6 +61,7 @@ def thread_environment(threads: int, environ: dict[str, str]) -> dict[str, str]:
 def serve(connection: Connection) -> None:
     """Answer calls until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, _leave_item)
     sending = threading.Lock()
 
     def send(tag: bytes, body: bytes) -> None:
@@ -65,15 +72,20 @@ def serve(connection: Connection) -> None:
         send(MADE if unfinished else GONE, os.fsencode(path))
 
     def listener(fraction: float, words: str) -> None:
-        send(REPORT, FRACTION.pack(fraction) + words.encode())
+        send(REPORT, FRACTION.pack(fraction) + words.encode("utf-8", "replace"))
 
     scope.enter(scope.Slot(declare=declare, listener=listener))
     try:
         send(READY, b"")
         while True:
             send(*_answer(connection.recv_bytes(), send))
-    except (EOFError, OSError):
+    except (EOFError, OSError, ItemCancelled):
         return  # dismissed, or the parent is gone
+
+
+def _leave_item(*_: object) -> NoReturn:
+    """SIGTERM: unwind what runs, so that its unfinished files go; the pipe's end then ends the worker."""
+    raise ItemCancelled("its worker was told to end")
 
 
 def _answer(message: bytes, send: Callable[[bytes, bytes], None]) -> tuple[bytes, bytes]:
@@ -81,13 +93,16 @@ def _answer(message: bytes, send: Callable[[bytes, bytes], None]) -> tuple[bytes
         fn, args = _pickling.loads(message[1:])
     except Exception:  # noqa: BLE001  # unpickling runs foreign code, which may raise anything
         return UNREADABLE, traceback.format_exc().encode("utf-8", "replace")
-    if message[:1] == TIMED_CALL:
+    timed = message[:1] == TIMED_CALL
+    if timed:
         send(BEGAN, b"")
     del message
     try:
         result = fn(*args)
     except BaseException as error:  # noqa: BLE001  # a call must not end its worker by raising
         return FAILED, _pickling.dumps(portable(error))
+    if timed:
+        send(ENDED, b"")
     try:
         return DONE, _pickling.dumps(result)
     except Exception as error:  # noqa: BLE001
@@ -96,8 +111,9 @@ def _answer(message: bytes, send: Callable[[bytes, bytes], None]) -> tuple[bytes
         return FAILED, _pickling.dumps(portable(error))
 
 
-PROGRAM = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-PROGRAM += "from video.backends._worker import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+PROGRAM = "__import__('sys').path[:] = __import__('json').loads(__import__('sys').argv[1]); "
+PROGRAM += "__import__('video.backends._worker', fromlist=['main']).main()"
+"""Binds no names in `__main__`, as in `_nursery`."""
 
 
 def command(path: list[str], fd: int) -> list[str]:
@@ -105,7 +121,8 @@ def command(path: list[str], fd: int) -> list[str]:
     return [sys.executable, "-c", PROGRAM, json.dumps(path), str(fd), str(os.getpid())]
 
 
-def main(fd: int, parent: int) -> None:
+def main() -> None:
+    fd, parent = int(sys.argv[2]), int(sys.argv[3])
     threading.Thread(target=_die_with, args=(parent,), name="video-parent-watch", daemon=True).start()
     serve(Connection(fd))
 
@@ -114,4 +131,6 @@ def _die_with(parent: int) -> None:
     """Kill this worker and its children once its parent is gone, even in the middle of an item."""
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_SECONDS)
     os.killpg(0, signal.SIGKILL)

@@ -12,7 +12,6 @@ they exist:
 
 from __future__ import annotations
 
-import pickle
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ class Traits:
     """What an engine costs and can do; read by the planner, the runner and `video backends`."""
 
     start: float
-    """Seconds until the first worker answers (benchmarks/bench_dispatch.py)."""
+    """Seconds until the first worker answers (benchmarks/bench_start.py)."""
     call: float
     """Seconds of overhead for a call of one item (benchmarks/bench_dispatch.py)."""
     own_gil: bool
@@ -138,9 +137,11 @@ def portable(error: BaseException) -> tuple[BaseException, str]:
     Errors that pickle but do not unpickle (httpx's, for one) break whole pools elsewhere, so the round
     trip is tried here, in the worker.
     """
+    from video.backends import _pickling  # only where borders are crossed
+
     text = "".join(traceback.format_exception(error))
     try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301  # our own bytes, made on this line
+        _pickling.loads(_pickling.dumps(error))
         return error, text
     except Exception:  # noqa: BLE001  # whatever its pickling raises
         return RemoteError(f"{type(error).__name__}: {error}", kind=type(error).__qualname__), text

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, ClassVar
 
-from video.backends._pool import Call
+from video.backends._pool import LOST_SECONDS, Call
 from video.backends.base import Traits
 from video.backends.thread import ThreadExecutor
 from video.config import ParallelConfig
@@ -57,8 +57,10 @@ class LoopExecutor:
             lambda _: self._loop.call_soon_threadsafe(self._loop.stop)
         )
         if wait:
-            self._thread.join()
-            self._loop.close()
+            # Bounded: a coroutine that never awaits cannot be stopped at all.
+            self._thread.join(2 * LOST_SECONDS if cancel_futures else None)
+            if not self._thread.is_alive():
+                self._loop.close()
 
     def _begin(self, call: Call) -> None:
         if not call.set_running_or_notify_cancel():
@@ -87,7 +89,9 @@ class LoopExecutor:
         if cancel:
             for task in tasks:
                 task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            # Bounded: a coroutine may swallow its cancellation.
+            await asyncio.wait(tasks, timeout=LOST_SECONDS if cancel else None)
         await self._loop.shutdown_asyncgens()
 
 
@@ -104,7 +108,7 @@ def _new_loop(use_uvloop: bool) -> asyncio.AbstractEventLoop:
 
 class LoopBackend:
     traits: ClassVar[Traits] = Traits(
-        start=1e-3, call=5e-5, own_gil=False, pickles=False, coroutines=True, kills=False, remote=False
+        start=6e-3, call=2e-5, own_gil=False, pickles=False, coroutines=True, kills=False, remote=False
     )
 
     def __init__(self, config: ParallelConfig) -> None:

@@ -37,6 +37,16 @@ LOAD_SECONDS = 60.0
 """How long a worker may take to import what a call needs before its time limit starts all the same."""
 
 
+TRANSFER_SECONDS = 600.0
+"""How long a result may take to cross: the time limit is for the item, not for the size of its result."""
+
+
+BIRTH_SECONDS = 1.0
+"""How long a fork may take before the fork server itself is ended: a preloaded module may never return."""
+STILLBORN_SECONDS = 10.0
+"""After this long without a child that died before it was ready, earlier ones are forgotten."""
+
+
 class Child(Protocol):
     """One worker process, seen from its parent."""
 
@@ -92,10 +102,18 @@ class Nursery:
         with contextlib.suppress(OSError):  # gone, and its children with it
             self._control.sendall(_nursery.RECORD.pack(_nursery.KILL, pid, 0))
 
+    def abort(self) -> None:
+        """End the server and its children at once."""
+        self._process.kill()
+
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
-        self._process.wait()
+        try:
+            self._process.wait(LEAVE_SECONDS)
+        except subprocess.TimeoutExpired:  # still busy with a preloaded module
+            self.abort()
+            self._process.wait()
         self._listener.join()
         self._control.close()
 
@@ -111,6 +129,8 @@ class Nursery:
             if letter == _nursery.BORN:
                 child = self._children[pid] = self._born.pop(0)
                 child.born(pid)
+            elif letter == _nursery.UNBORN:
+                self._born.pop(0).ended(None)
             else:
                 self._children.pop(pid).ended(os.waitstatus_to_exitcode(status))
         with self._asking:
@@ -153,8 +173,9 @@ class NurseryChild:
         self.connection.close()
 
     def kill(self) -> None:
-        self._born.wait()
-        if not self._ended.is_set():
+        if not self._born.wait(BIRTH_SECONDS):
+            self._nursery.abort()
+        elif not self._ended.is_set():
             self._nursery.kill(self._pid)
 
     def exit_code(self, timeout: float) -> int | None:
@@ -163,7 +184,7 @@ class NurseryChild:
 
 
 class SpawnedChild:
-    """A worker with an interpreter of its own."""
+    """A worker with an interpreter of its own, and a thread that waits for its end."""
 
     def __init__(self, threads: int) -> None:
         self._socket, theirs = socket.socketpair()
@@ -176,20 +197,36 @@ class SpawnedChild:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+        self._reaping = threading.Lock()
+        self._watcher = threading.Thread(target=self._watch, name="video-child-watch", daemon=True)
+        self._watcher.start()
 
     def dismiss(self) -> None:
-        self._socket.close()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self.connection.close()
 
     def kill(self) -> None:
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        with self._reaping:  # while it is not reaped, its number is not given to another
+            if self._process.returncode is None:
+                self._kill_group()
 
     def exit_code(self, timeout: float) -> int | None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._process.wait(timeout)
-        return None
+        self._watcher.join(timeout)
+        return self._process.returncode
+
+    def _watch(self) -> None:
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        with self._reaping:
+            self._kill_group()  # what the worker left behind
+            self._process.wait()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 class ProcessSeat(Seat):
@@ -205,7 +242,8 @@ class ProcessExecutor(Pool):
         self._threads = config.threads_per_worker or max(1, scope.usable_cpus() // workers)
         self._preload = config.preload
         self._timed = config.timeout is not None
-        self._stillborn = 0
+        self._stillborn: list[float] = []
+        """When children died before they were ready."""
         self._nursery: Nursery | None = None
         self._starting = threading.Lock()
         if (config.start_method or _default_start_method()) == "forkserver":
@@ -281,13 +319,16 @@ class ProcessExecutor(Pool):
                 call.report(fraction, body[_worker.FRACTION.size :].decode())
             elif tag == _worker.BEGAN:
                 call.began = time.monotonic()
+            elif tag == _worker.ENDED:
+                call.began = time.monotonic() + TRANSFER_SECONDS
             else:
                 return tag, body
 
     def _connection(self, seat: ProcessSeat) -> Connection:
         """The pipe to a child of this seat that is ready for a call."""
         while seat.child is None:
-            if self._stillborn > 2 * self._workers:
+            if len(self._stillborn) > 2 * self._workers + 2:
+                self._stillborn.clear()  # for the next batch
                 raise BackendUnavailable(
                     "worker processes die before they are ready",
                     cure="Look at what they wrote to standard error, or use the thread engine.",
@@ -298,10 +339,14 @@ class ProcessExecutor(Pool):
             try:
                 seat.child.connection.recv_bytes()  # READY
             except (EOFError, OSError):
-                self._stillborn += 1
+                now = time.monotonic()
+                self._stillborn = [then for then in self._stillborn if now - then < STILLBORN_SECONDS] + [now]
                 self._bury(seat)
+                if seat.lost:
+                    raise WorkerDied("it was given up while its worker started") from None
+                time.sleep(0.05 * len(self._stillborn))  # what it lacks may be there again in a moment
             else:
-                self._stillborn = 0
+                self._stillborn.clear()
         return seat.child.connection
 
     def _start_child(self) -> Child:
@@ -377,7 +422,7 @@ def _how_it_died(code: int | None) -> str:
 
 class ProcessBackend:
     traits: ClassVar[Traits] = Traits(
-        start=0.15, call=1.2e-4, own_gil=True, pickles=True, coroutines=False, kills=True, remote=False
+        start=0.075, call=5.5e-5, own_gil=True, pickles=True, coroutines=False, kills=True, remote=False
     )
 
     def __init__(self, config: ParallelConfig) -> None:

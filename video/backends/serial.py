@@ -27,7 +27,7 @@ class SerialExecutor:
 
 class SerialBackend:
     traits: ClassVar[Traits] = Traits(
-        start=0.0, call=1e-6, own_gil=False, pickles=False, coroutines=False, kills=False, remote=False
+        start=1e-3, call=1.1e-5, own_gil=False, pickles=False, coroutines=False, kills=False, remote=False
     )
 
     def __init__(self, config: ParallelConfig) -> None: ...

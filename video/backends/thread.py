@@ -19,7 +19,7 @@ class ThreadExecutor(Pool):
 
 class ThreadBackend:
     traits: ClassVar[Traits] = Traits(
-        start=1e-4, call=1.5e-5, own_gil=False, pickles=False, coroutines=False, kills=False, remote=False
+        start=2.3e-3, call=2e-5, own_gil=False, pickles=False, coroutines=False, kills=False, remote=False
     )
 
     def __init__(self, config: ParallelConfig) -> None: ...

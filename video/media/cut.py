@@ -55,8 +55,8 @@ def cut(
     `end`, no other, each as long as in the source, upright, with square pixels and even sizes. It starts
     with the first such frame, and sound is cut at the same instants, to the sample.
 
-    `copy` copies what is stored, many times faster: it starts at the last key frame at or before `start`
-    (before 0 even, where a file hides its beginning), and ends up to a few frames after `end` where stored
+    `copy` copies what is stored, many times faster: it starts at the last key frame at or before `start`,
+    and ends up to a few frames after `end` where stored
     frames depend on each other.
 
     `output` appears whole or not at all, checked, and replaces what was there.
@@ -68,7 +68,8 @@ def cut(
     :raises ConfigError: a time, mode or output that makes no sense, or no frame begins between the times.
     :raises SourceNotFound, SourceError: `source` cannot be read.
     :raises InvalidMedia: it is damaged so that no frame can be had.
-    :raises UnsupportedMedia: it has no video, or `copy` cannot put its codec into this container.
+    :raises UnsupportedMedia: it has no video, or `copy` cannot put its codec into this container, or would
+        show a beginning that the file hides.
     :raises OutputError: `output` cannot be written: no permission, a full disk, a failed check.
     :raises ItemCancelled: the batch was left meanwhile.
     """
@@ -81,6 +82,12 @@ def cut(
         zero = base.origin(container)
         with muxer(part, source) as out:
             written = write(container, out, video, audio, zero + Fraction(start), zero + Fraction(end))
+        if written.first < zero:
+            raise UnsupportedMedia(
+                "hides its beginning by an edit list, which a copy would show",
+                subject=source,
+                cure="Use mode exact, or start later.",
+            )
         _check_result(part, output, written, has_audio=audio is not None)
         size = part.stat().st_size
     return Cut(

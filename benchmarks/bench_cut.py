@@ -1,0 +1,181 @@
+"""What cutting costs: CPU seconds for 10 clips of 5 s, against the `ffmpeg` command line.
+
+Both encode with libx264 and AAC at the same settings (a note says what x264 itself wrote of them), and write
+the same times of the same file to MP4 with its index in front. Ours cuts all clips in one warm process, as a
+worker does; the peer is one command for each clip, as people write it. A round is one clip on either side.
+What our process costs beside its cuts, once, is in the notes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+
+import av
+import pytest
+from _media import FFMPEG, spans
+from conftest import Table, Versus, reported_seconds
+
+CLIPS = spans(10, seconds=5.0, step=5.5)
+EXACT_PASSES = 1
+COPY_PASSES = 5
+TARGETS = {"exact": 1.0, "copy": 0.6}
+
+WORKER = """
+import json, sys, time
+started = time.process_time()
+from video import scope
+from video.media.cut import cut
+print(json.dumps([started, time.process_time() - started]), flush=True)
+for line in sys.stdin:
+    threads, *call = json.loads(line)
+    before = time.process_time()
+    with scope.entered(scope.Slot(threads or scope.usable_cpus())):
+        cut(*call)
+    print(json.dumps(time.process_time() - before), flush=True)
+"""
+"""`time.process_time` counts all threads of the process."""
+
+
+@pytest.fixture(scope="module")
+def table(new_table: Callable[..., Table]) -> Table:
+    return new_table(f"Cutting {len(CLIPS)} clips of 5 s from a 720p video: CPU seconds", "s")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("mode", "threads", "passes"),
+    [("exact", 1, EXACT_PASSES), ("exact", None, EXACT_PASSES), ("copy", None, COPY_PASSES)],
+    ids=["exact, 1 thread", "exact, default threads", "copy"],
+)
+def test_cut(
+    versus: Versus,
+    table: Table,
+    request: pytest.FixtureRequest,
+    source: Path,
+    tmp_path: Path,
+    mode: str,
+    threads: int | None,
+    passes: int,
+) -> None:
+    """:param threads: of each codec; None: by default, which is the usable CPUs here and auto there."""
+    name = request.node.callspec.id
+    mine, theirs = tmp_path / "mine.mp4", tmp_path / "theirs.mp4"
+    my_clips, their_clips = cycle(CLIPS), cycle(CLIPS)
+
+    def command() -> float:
+        return run_counted(command_line(source, theirs, *next(their_clips), mode, threads))
+
+    def ten_clips(times: list[float]) -> float:
+        size = len(CLIPS)
+        return statistics.median(sum(times[at : at + size]) for at in range(0, len(times), size))
+
+    with worker() as (cut, started, imported):
+        versus(
+            (name, lambda: cut(threads, str(source), str(mine), *next(my_clips), mode)),
+            {"ffmpeg": command},
+            rounds=passes * len(CLIPS),
+            meter=reported_seconds,
+            statistic=ten_clips,
+        )
+    row = table.rows[-1]
+    whole = (started + imported + row.our_figure) / row.peer_figure
+    table.notes.append(
+        f"{name}: target {TARGETS[mode]} at most; {whole:.2f} with the interpreter's start ({started:.2f} s) "
+        f"and the imports ({imported:.2f} s) of one worker"
+    )
+    table.notes.append(f"{name}: {difference(mine, theirs)}")
+
+
+@contextmanager
+def worker() -> Iterator[tuple[Callable[..., float], float, float]]:
+    """A process that cuts; each call returns its CPU seconds. Beside it: those of its start and imports."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        into, out = process.stdin, process.stdout
+
+        def cut(*call: object) -> float:
+            print(json.dumps(call), file=into, flush=True)
+            return float(json.loads(out.readline()))
+
+        started, imported = json.loads(out.readline())
+        yield cut, started, imported
+
+
+def run_counted(line: list[str]) -> float:
+    """Run a command; its CPU seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(line, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def command_line(
+    source: Path, output: Path, start: float, end: float, mode: str, threads: int | None
+) -> list[str]:
+    """The usual command for a clip. Its x264 and AAC settings are those of `video.media.encode`."""
+    limit = [] if threads is None else ["-threads", str(threads)]
+    filters = [] if threads is None else ["-filter_threads", str(threads)]
+    codecs = ["-c", "copy"]
+    if mode == "exact":
+        codecs = [
+            "-c:v",
+            "libx264",
+            "-preset",
+            "veryfast",
+            "-crf",
+            "20",
+            "-c:a",
+            "aac",
+            "-b:a",
+            "128k",
+            *limit,
+        ]
+    times = ["-ss", f"{start:.3f}", "-t", f"{end - start:.3f}"]
+    return [
+        *(FFMPEG, "-v", "error", "-nostdin", "-y"),
+        *(*filters, *limit, *times, "-i", str(source)),
+        *(*codecs, "-movflags", "+faststart", str(output)),
+    ]
+
+
+def difference(mine: Path, theirs: Path) -> str:
+    """What differs between two clips that should be alike, ours first."""
+    (my_build, my_settings), (their_build, their_settings) = x264_settings(mine), x264_settings(theirs)
+    names = sorted(my_settings.keys() | their_settings.keys())
+    unlike = [
+        f"{name} {my_settings.get(name)}/{their_settings.get(name)}"
+        for name in names
+        if my_settings.get(name) != their_settings.get(name)
+    ]
+    sizes = f"{mine.stat().st_size >> 10}/{theirs.stat().st_size >> 10} kB"
+    text = f"{frames(mine)}/{frames(theirs)} frames, {sizes}"
+    if not my_settings and not their_settings:  # a copy has them only where it holds the first frame
+        return text
+    settings = f"differ in {', '.join(unlike)}" if unlike else "are the same"
+    return f"{text}, x264 build {my_build}/{their_build}, its settings {settings}"
+
+
+def x264_settings(clip: Path) -> tuple[str, dict[str, str]]:
+    """Build and settings, as x264 writes them into its first frame."""
+    found = re.search(rb"x264 - core (\d+).*?options: ([ -~]+)", clip.read_bytes(), re.DOTALL)
+    if found is None:
+        return "unknown", {}
+    pairs = [setting.partition("=") for setting in found[2].decode().split()]
+    return found[1].decode(), {name: value for name, _, value in pairs}
+
+
+def frames(clip: Path) -> int:
+    with av.open(str(clip)) as container:
+        return sum(packet.size > 0 for packet in container.demux(video=0))
