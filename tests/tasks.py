@@ -79,6 +79,21 @@ class Stubborn:
         raise pickle.PicklingError("stubborn")
 
 
+class SlowToPickle:
+    """Stands for a result that is too large to cross in a moment; arrives as its number."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> Any:
+        time.sleep(1)
+        return int, (self.number,)
+
+
+def slow_to_cross(number: int) -> SlowToPickle:
+    return SlowToPickle(number)
+
+
 def pid(_: Any) -> int:
     return os.getpid()
 

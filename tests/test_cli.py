@@ -129,10 +129,11 @@ def test_a_dry_run_shows_the_clips_and_writes_nothing(films: Path, tmp_path: Pat
         (["clips", "a.mp4", "--mode", "magic"], "--mode"),
         (["clips", "a.mp4", "--max-length", "-1"], "--max-length"),
         (["clips", "a.mp4", "--min-length", "9", "--max-length", "3"], "min_clip_length (9 s)"),
-        (["clips", "a.mp4", "--min-length", "nan"], "min"),
+        (["clips", "a.mp4", "--min-length", "nan"], "greater than 0"),
         (["clips", "a.mp4", "--backend", "proces"], "process"),
         (["clips", "a.mp4", "--workers", "0"], "--workers"),
         (["clips", "a.mp4", "--timeout", "0"], "--timeout"),
+        (["clips", "a.mp4", "--timeout", "5", "--backend", "serial"], "--timeout"),
         (["clips", "@no-such-list.txt"], "no-such-list.txt"),
         (["clips", "."], "no video"),
         (["clips", "a.mp4", "--unknown"], "--unknown"),
@@ -156,7 +157,7 @@ def test_a_missing_file_is_an_item_that_failed(tmp_path: Path) -> None:
 
 
 def test_names_come_from_standard_input_and_lists(films: Path, tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text(f"# mine\n\n{films / 'coast.mp4'}\n")
+    (tmp_path / "list.txt").write_text(f"\n{films / 'coast.mp4'}\n")
     done = run("clips", "-", "@list.txt", "--dry-run", cwd=tmp_path, text=f"{films / 'deep' / 'bad.MP4'}\n")
     assert [Path(json.loads(line)["source"]).name for line in done.stdout.splitlines()] == [
         "bad.MP4",
@@ -164,17 +165,89 @@ def test_names_come_from_standard_input_and_lists(films: Path, tmp_path: Path) -
     ]
 
 
+def sources(*names: object, leave_out: Path | None = None) -> list[str]:
+    return expand(map(str, names), leave_out).sources
+
+
 def test_inputs_expand_as_documented(films: Path, workplace: Path) -> None:
     (films / "[x].mp4").write_text("")
     (workplace / "@odd.mp4").write_text("")
-    assert expand([str(films)]) == [str(films / name) for name in ("[x].mp4", "coast.mp4", "deep/bad.MP4")]
-    assert expand([str(films / "**" / "*.[mM][pP]4")]) == sorted(
-        [str(films / "[x].mp4"), str(films / "coast.mp4"), str(films / "deep" / "bad.MP4")]
+    every = [str(films / name) for name in ("[x].mp4", "coast.mp4", "deep/bad.MP4")]
+    assert sources(films) == every
+    assert sources(films / "**" / "*.[mM][pP]4") == every
+    assert sources(films / "[x].mp4") == [str(films / "[x].mp4")]
+    assert sources("https://example.org/a.mp4?x=[1]", "@odd.mp4") == [
+        "https://example.org/a.mp4?x=[1]",
+        "@odd.mp4",
+    ]
+    assert sources(films, leave_out=films / "deep") == every[:2]
+
+
+def test_a_list_holds_names_folders_and_globs_and_drops_none(films: Path, workplace: Path) -> None:
+    (workplace / "list.txt").write_bytes(f"\ufeff#1.mp4\r\n\n{films}\n{films}/c*.mp4\n@no-list\n".encode())
+    every = [str(films / "coast.mp4"), str(films / "deep" / "bad.MP4")]
+    assert sources("@list.txt") == ["#1.mp4", *every, every[0], "@no-list"]
+
+
+def test_what_holds_nothing_is_noted_and_costs_nobody_else(films: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = run("clips", "empty", "no*.mp4", films / "coast.mp4", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 1
+    assert len(done.stdout.splitlines()) == 1
+    assert "empty" in done.stderr
+    assert "no*.mp4" in done.stderr
+
+
+def test_a_name_that_is_not_text_costs_only_itself(films: Path, tmp_path: Path) -> None:
+    shutil.copy(films / "coast.mp4", os.fsencode(films) + b"/caf\xe9.mp4")
+    done = run("clips", films, *SHORT, cwd=tmp_path)
+    assert [json.loads(line)["success"] for line in done.stdout.splitlines()] == [False, True, False]
+    assert "caf" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(films: Path, tmp_path: Path) -> None:
+    for name in ("[/red].mp4", "a[b]c.mp4", "take:a:1.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"nothing")
+        _, drawn = run_in_terminal("clips", name, cwd=tmp_path)
+        assert name in drawn
+        assert name in run("probe", name, cwd=tmp_path).stderr
+    shutil.copy(films / "coast.mp4", tmp_path / "take:a:2[x].mp4")
+    _, drawn = run_in_terminal("clips", "take:a:2[x].mp4", *SHORT, cwd=tmp_path)
+    assert "take:a:2[x]-01.mp4" in drawn
+
+
+def test_clips_never_replace_an_input_and_are_not_cut_again(films: Path, tmp_path: Path) -> None:
+    shutil.copy(films / "coast.mp4", tmp_path / "a.mp4")
+    shutil.copy(films / "coast.mp4", tmp_path / "a-01.mp4")
+    before = (tmp_path / "a-01.mp4").read_bytes()
+    done = run("clips", "a.mp4", "a-01.mp4", *SHORT, "--out", ".", cwd=tmp_path)
+    assert done.returncode == 0
+    assert (tmp_path / "a-01.mp4").read_bytes() == before
+    assert (tmp_path / "a-2-01.mp4").exists()
+    run("clips", "films", *SHORT, "--out", "films/clips", cwd=tmp_path)
+    again = run("clips", "films", *SHORT, "--out", "films/clips", cwd=tmp_path)
+    assert len(again.stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&-"])
+def test_an_output_that_cannot_be_written_is_no_traceback(
+    redirection: str, films: Path, tmp_path: Path
+) -> None:
+    command = " ".join(map(str, [*VIDEO, "clips", films / "coast.mp4", "--dry-run", redirection]))
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, timeout=60
     )
-    assert expand([str(films / "[x].mp4")]) == [str(films / "[x].mp4")]
-    assert expand(["no*.mp4", "https://example.org/a.mp4?x=[1]", "@odd.mp4"]) == [
-        "no*.mp4", "https://example.org/a.mp4?x=[1]", "@odd.mp4",
-    ]  # fmt: skip
+    assert b"Traceback" not in done.stderr
+    assert done.returncode == (1 if "full" in redirection else 0)
+
+
+def test_a_time_limit_names_the_video(films: Path, tmp_path: Path) -> None:
+    done = run("clips", films / "coast.mp4", "--timeout", "0.01", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "coast.mp4: ran longer" in done.stderr
+    assert sorted(path.name for path in tmp_path.rglob("*.part*")) == []
 
 
 def test_probe_tells_header_and_measured_values_apart(films: Path, tmp_path: Path) -> None:
@@ -256,6 +329,20 @@ def test_ctrl_c_leaves_no_process_and_no_unfinished_file(engine: str, films: Pat
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_to_stop_clean_up_as_ctrl_c_does(number: int, films: Path, tmp_path: Path) -> None:
     assert interrupt(films, tmp_path, number)[0] == 130
+
+
+def test_workers_of_a_killed_program_remove_their_unfinished_files(films: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    program = subprocess.Popen(
+        [*VIDEO, "clips", *[str(films / "coast.mp4")] * 200, "--out", str(out), "--count", "1"],
+        cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    until(lambda: len(list(out.glob("*.mp4"))) > 2, 60)
+    family = children_of(program.pid)
+    program.kill()
+    program.wait(20)
+    until(lambda: not any(alive(pid) for pid in family), 10)
+    assert [path.name for path in out.iterdir() if ".part" in path.name] == []
 
 
 def test_a_reader_that_goes_away_is_no_traceback(films: Path, tmp_path: Path) -> None:

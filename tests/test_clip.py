@@ -12,6 +12,8 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.conftest import shared
 from tests.http_server import serve
@@ -19,7 +21,7 @@ from tests.media_files import write_audio
 from video import ParallelConfig, VideoClipProcessor, VideoClipRequest, create_high_performance_processor
 from video.errors import ConfigError
 from video.media.probe import measure, probe
-from video.processors.clip import ClipPreview
+from video.processors.clip import ClipPreview, from_key_frame
 
 ENGINES = ["serial", "thread", "process", "async"]
 
@@ -246,6 +248,56 @@ def test_copy_mode_says_where_its_clips_really_start(
     for clip in response.clips:
         assert min(abs(clip.start - key) for key in keys) < 0.002
         assert clip.path.suffix == ".mkv"
+
+
+def test_copied_clips_neither_overlap_nor_outgrow_the_limit(
+    processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    """But for the few pictures that stored ones after them need."""
+    requests = [ask(samples[0], tmp_path, mode="copy", count=count, max_clip_length=length)
+                for count, length in ((8, 1), (3, 2), (2, 5))]  # fmt: skip
+    for request, response in zip(requests, processor.process_batch_parallel(requests), strict=True):
+        assert response.clips
+        last = 0.0
+        for clip in response.clips:
+            assert clip.start >= last - 1e-3
+            assert clip.end - clip.start <= request.max_clip_length + 0.25
+            last = clip.end
+
+
+@given(
+    keys=st.lists(st.floats(0, 60), min_size=1, max_size=12).map(lambda keys: sorted({0.0, *keys})),
+    start=st.floats(0, 50),
+    length=st.floats(0.5, 10),
+    free=st.floats(0, 60),
+)
+def test_a_copied_span_starts_at_a_free_key_frame(
+    keys: list[float], start: float, length: float, free: float
+) -> None:
+    span = from_key_frame(start, start + length, free, keys, 60.0, 0.5)
+    if span is None:
+        assert not any(key >= free and key + 0.5 <= 60 for key in keys)
+    else:
+        assert span[0] in keys
+        assert span[0] >= free - 1e-3
+        assert span[1] - span[0] <= length + 1e-9
+        assert span[1] <= 60
+
+
+def test_a_video_that_fails_for_no_reason_of_its_own_is_named(samples: list[Path], tmp_path: Path) -> None:
+    with VideoClipProcessor(ParallelConfig(max_workers=1, timeout=0.01)) as processor:
+        response = processor.process_batch_parallel([ask(samples[0], tmp_path)])[0]
+    assert response.error is not None
+    assert response.error.type == "ItemTimeout"
+    assert "coast.mp4" in response.error.message
+
+
+def test_a_single_request_instead_of_a_list_is_refused(
+    processor: VideoClipProcessor, samples: list[Path]
+) -> None:
+    for single in (str(samples[0]), samples[0], ask(samples[0], Path("x")), {"source": "a"}):
+        with pytest.raises(ConfigError, match="list"):
+            processor.process_batch_parallel(single)  # type: ignore[arg-type]
 
 
 def test_a_job_that_fails_half_way_leaves_none_of_its_clips(

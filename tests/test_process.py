@@ -100,6 +100,60 @@ def test_an_error_that_does_not_unpickle_arrives_by_name(runner: Runner) -> None
     assert [one.index for one in outcomes if not one.ok] == [3]
 
 
+def test_errors_of_the_script_itself_arrive_as_themselves(tmp_path: Path) -> None:
+    path = script(
+        tmp_path,
+        """
+        from video import ParallelConfig, Runner
+
+        class Mine(Exception):
+            pass
+
+        def main(n):  # a name that the worker's own __main__ must not answer to
+            if n == 1:
+                raise Mine("mine", n)
+            return n
+
+        with Runner(ParallelConfig(backend="process", max_workers=2)) as runner:
+            outcomes = runner.map(lambda item: item[0](item[1]), [(main, 0), (main, 1)])
+        try:
+            outcomes[1].unwrap()
+        except Mine as error:
+            print(outcomes[0].value, error.args)
+        """,
+    )
+    out = subprocess.run(
+        [sys.executable, path], capture_output=True, text=True, timeout=60, env=environment(), check=True
+    )
+    assert out.stdout == "0 ('mine', 1)\n"
+
+
+def test_the_time_that_a_large_result_takes_to_cross_is_not_charged(runner: Runner) -> None:
+    with processes(timeout=0.4, start_method=runner.config.start_method) as limited:
+        outcome = limited.map(tasks.slow_to_cross, [7])[0]
+    assert outcome.value == 7, outcome.error
+
+
+def test_a_fork_that_fails_costs_no_running_item(tmp_path: Path) -> None:
+    """The server is short of processes for a moment: it tries again, and the others run on."""
+    (tmp_path / "short.py").write_text(
+        "import os\n"
+        "real, left = os.fork, [0, 1, 1, 0, 0]\n"
+        "def fork():\n"
+        "    if left and left.pop(0):\n"
+        "        raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
+        "    return real()\n"
+        "os.fork = fork\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        with Runner(ParallelConfig(backend="process", max_workers=3, preload=("short",))) as runner:
+            outcomes = runner.map(tasks.double, range(300))
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert [one.value for one in outcomes] == list(range(0, 600, 2))
+
+
 def test_a_large_argument_and_result_cross(runner: Runner) -> None:
     blob = os.urandom(30_000_000)
     assert runner.map(lambda x: x[::-1], [blob])[0].value == blob[::-1]

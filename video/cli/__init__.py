@@ -8,7 +8,7 @@ from importlib import import_module
 
 import click
 
-from video.cli.common import STOPPED_EXIT, USAGE_EXIT, fail, on_terminate
+from video.cli.common import OUTPUT_EXIT, STOPPED_EXIT, USAGE_EXIT, fail, stop_on_signals
 from video.errors import VideoError
 
 COMMANDS = {
@@ -54,7 +54,7 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    on_terminate()
+    stop_on_signals()
     try:
         sys.exit(cli(standalone_mode=False) or 0)
     except click.exceptions.Exit as stop:
@@ -64,12 +64,14 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         fail("stopped", STOPPED_EXIT)
+    except VideoError as error:
+        if "--debug" in sys.argv:
+            raise
+        fail(str(error), USAGE_EXIT)
     except BrokenPipeError:
         # Whoever read our output has had enough; what is still buffered must not raise again at exit.
         with contextlib.suppress(OSError):
             sys.stdout.close()
         sys.exit(1)
-    except VideoError as error:
-        if "--debug" in sys.argv:
-            raise
-        fail(str(error), USAGE_EXIT)
+    except OSError as error:
+        fail(f"the output cannot be written: {error.strerror}", OUTPUT_EXIT)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_module
-import sys
 
 import click
-from rich.console import Console
 
-from video.cli.common import machine_reads
+from video.cli.common import machine_reads, output
+
+EXAMPLES = """\b
+Examples:
+  video backends
+  video backends --json | jq -r .name
+"""
 
 
-@click.command()
+@click.command(epilog=EXAMPLES)
 @click.option("--json", is_flag=True, help="One JSON object an engine.  [default when piped]")
 def backends(json: bool) -> None:
     """List the engines, what each can do, and why one is not available."""
@@ -29,7 +33,6 @@ def backends(json: bool) -> None:
                     {"name": name, "available": reason is None, "reason": reason, "traits": traits}
                 )
             )
-            sys.stdout.flush()
         elif traits is None:
             rows.append([name, "", "", "", "", "", "", "", reason or ""])
         else:
@@ -41,4 +44,4 @@ def backends(json: bool) -> None:
             )
     if rows:
         columns = ["engine", "start", "a call", "own GIL", "kills", "async def", "pickles", "remote", "state"]
-        Console(highlight=False).print(table(columns, rows, right=["start", "a call"]))
+        output().print(table(columns, rows, right=["start", "a call"]))

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from pydantic import ValidationError
 from rich.console import Console
-from rich.markup import escape
 
-from video.cli.common import SOME_FAILED_EXIT, STOPPED_EXIT, config_of, engine_options, machine_reads, people
+from video.cli.common import (
+    SOME_FAILED_EXIT,
+    STOPPED_EXIT,
+    config_of,
+    counted,
+    engine_options,
+    go_on,
+    machine_reads,
+    output,
+    people,
+    say,
+)
 from video.cli.inputs import expand
-from video.errors import ConfigError
-from video.models import Problem, VideoClipResponse
+from video.models import VideoClipRequest, VideoClipResponse
+from video.sources.base import is_url, redact
 
 EXAMPLES = """\b
 Examples:
@@ -26,7 +37,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path())
 @click.option(
     "--out",
     "-o",
@@ -95,9 +106,9 @@ def clips(
     from video.processors.clip import ClipPreview, VideoClipProcessor
     from video.telemetry.progress import ProgressBars
 
-    sources = expand(inputs)
+    sources, notes = expand(inputs, leave_out=out)
     if not sources:
-        raise click.UsageError("the list names no video")
+        raise click.UsageError("; ".join(notes) or "the list names no video")
     settings = {
         "count": count,
         "output_dir": out,
@@ -106,36 +117,37 @@ def clips(
         "max_clip_length": max_length,
     }
     if min_length is not None:
-        settings |= {"min_clip_length": min_length}
+        settings["min_clip_length"] = min_length
     try:
-        requests = [VideoClipProcessor.request({"source": source, **settings}) for source in sources]
-    except ConfigError as error:
-        raise click.UsageError(str(error)) from None
+        VideoClipRequest.model_validate({"source": "any", **settings})
+    except ValidationError as error:
+        raise click.UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+    requests = [{"source": source, **settings} for source in sources]
 
     console, lines = people(), machine_reads(json)
     responses: list[VideoClipResponse] = []
     processor_type = ClipPreview if dry_run else VideoClipProcessor
+    names = [redact(source) if is_url(source) else os.path.basename(source) for source in sources]
     try:
         with (
-            ProgressBars("videos", sources, console) as bars,
+            ProgressBars("videos", names, console) as bars,
             processor_type(config_of(backend, workers, timeout), observers=[bars]) as processor,
         ):
             for ready in processor.stream_process(requests):
+                go_on()
                 responses += ready
                 if lines:
                     for response in ready:
                         click.echo(as_line(response, debug))
-                        sys.stdout.flush()
+            go_on()
     except KeyboardInterrupt:
         done = sum(response.success for response in responses)
-        console.print(
-            f"stopped: {done} of {len(sources)} videos were done; their clips are in {escape(str(out))}"
-        )
+        say(console, f"stopped after {counted(done, 'video')} of {len(sources)}; their clips stay in {out}")
         return STOPPED_EXIT
     if not lines:
-        show(responses, Console(highlight=False), out, dry_run)
-    complain(responses, console, debug)
-    return 0 if all(response.success for response in responses) else SOME_FAILED_EXIT
+        show(responses, output(), out, dry_run)
+    complain(responses, notes, console, debug)
+    return 0 if not notes and all(response.success for response in responses) else SOME_FAILED_EXIT
 
 
 def as_line(response: VideoClipResponse, debug: bool) -> str:
@@ -152,21 +164,24 @@ def show(responses: Sequence[VideoClipResponse], console: Console, out: Path, dr
     count = sum(len(response.clips) for response in responses)
     if count:
         console.print(clip_table(responses, written=not dry_run))
-    done = sum(response.success for response in responses)
+    done = counted(sum(response.success for response in responses), "video")
     verb = "would be written to" if dry_run else "in"
-    console.print(
-        f"{count} clips of {done} videos {verb} {escape(str(out))}"
-        + (f" ({responses[0].backend} engine)" if responses else ""),
-        soft_wrap=True,
-    )
+    say(console, f"{counted(count, 'clip')} of {done} {verb} {out} ({responses[0].backend} engine)")
 
 
-def complain(responses: Sequence[VideoClipResponse], console: Console, debug: bool) -> None:
+def complain(
+    responses: Sequence[VideoClipResponse], notes: Sequence[str], console: Console, debug: bool
+) -> None:
     """Say on standard error what failed."""
-    failed: list[Problem] = [response.error for response in responses if response.error is not None]
-    for problem in failed:
-        console.print(f"[red]failed:[/red] {escape(problem.message)}", soft_wrap=True)
-        if debug:
-            console.print(escape(problem.traceback), soft_wrap=True)
+    failed = 0
+    for note in notes:
+        say(console, note, "failed:")
+    for response in responses:
+        if response.error is not None:
+            failed += 1
+            message, source = response.error.message, redact(response.source)
+            say(console, message if source in message else f"{source}: {message}", "failed:")
+            if debug:
+                say(console, response.error.traceback)
     if failed and len(responses) > 1:
-        console.print(f"{len(failed)} of {len(responses)} videos failed")
+        say(console, f"{failed} of {counted(len(responses), 'video')} failed")

@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, where people and machines read, how errors look."""
+"""What the commands share: exit codes, where people and machines read, how errors look, how to stop."""
 
 from __future__ import annotations
 
@@ -9,42 +9,64 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
+from video import scope
 from video.config import ParallelConfig
 from video.errors import ConfigError, UnknownName
 
-SOME_FAILED_EXIT, USAGE_EXIT, STOPPED_EXIT = 1, 2, 130
+SOME_FAILED_EXIT, OUTPUT_EXIT, USAGE_EXIT, STOPPED_EXIT = 1, 1, 2, 130
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def people() -> Console:
     """Progress, notes and errors: standard error, so that output can be piped."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, emoji=False)
+
+
+def output() -> Console:
+    """Tables, for a person. Names of files are shown as they are, `:smile:` too."""
+    return Console(highlight=False, emoji=False)
+
+
+def say(console: Console, words: str, label: str = "") -> None:
+    """One line as it is, whatever signs are in it, after a red label."""
+    console.print(Text.assemble((f"{label} ", "red") if label else "", words), soft_wrap=True)
+
+
+def counted(count: int, thing: str) -> str:
+    """`1 video`, `2 videos`."""
+    return f"{count} {thing}" + ("" if count == 1 else "s")
 
 
 def machine_reads(json: bool) -> bool:
     """Whether to print JSON lines: on request, or when nobody sees the output."""
-    return json or not sys.stdout.isatty()
+    return json or sys.stdout is None or not sys.stdout.isatty()
 
 
 def fail(words: str, code: int) -> NoReturn:
-    people().print(
-        f"[red]error:[/red] {escape(words)}" if code != STOPPED_EXIT else escape(words), soft_wrap=True
-    )
+    say(people(), words, "" if code == STOPPED_EXIT else "error:")
     sys.exit(code)
 
 
-def on_terminate() -> None:
-    """Let SIGTERM and a closed terminal clean up as Ctrl-C does: workers end and unfinished files go."""
+def stop_on_signals() -> None:
+    """On Ctrl-C, SIGTERM or a closed terminal, workers end and unfinished files go."""
 
     def stop(*_: object) -> NoReturn:
+        # The exception may be lost inside native code; the flag is not, and `go_on` looks at it.
+        scope.stopping.set()
         raise KeyboardInterrupt
 
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), stop)
+
+
+def go_on() -> None:
+    """Raise the KeyboardInterrupt that a signal asked for, if it got lost on its way."""
+    if scope.stopping.is_set():
+        raise KeyboardInterrupt
 
 
 def engine_options(command: Command) -> Command:
@@ -68,6 +90,10 @@ def config_of(backend: str, workers: int | None, timeout: float | None) -> Paral
     from video.registry import backends
 
     try:
+        if backend == "serial" and timeout is not None:
+            raise ConfigError(
+                "--timeout needs an engine that can stop a video", cure="Use --backend process."
+            )
         if backend != "auto":
             backends.get(backend)
         return ParallelConfig(backend=backend, max_workers=workers, timeout=timeout)

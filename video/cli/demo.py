@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import NamedTuple
 
 import click
 from rich.console import Console
-from rich.markup import escape
 
-from video.cli.common import SOME_FAILED_EXIT, STOPPED_EXIT, people
+from video.cli.common import SOME_FAILED_EXIT, STOPPED_EXIT, counted, go_on, output, people, say
 from video.models import VideoClipRequest, VideoClipResponse
 
 
@@ -21,7 +19,14 @@ class _Run(NamedTuple):
     seconds: float
 
 
-@click.command()
+EXAMPLES = """\b
+Examples:
+  video demo
+  video demo --videos 8 --count 2 --workers 4 --out demo
+"""
+
+
+@click.command(epilog=EXAMPLES)
 @click.option(
     "--out",
     "-o",
@@ -63,7 +68,7 @@ def demo(out: Path, videos: int, count: int, workers: int | None) -> int:  # fmt
     notes = people()
     try:
         samples = _samples(out / "samples", videos, workers, notes)
-        notes.print(f"cutting {videos} videos with {workers} worker{'s' * (workers > 1)} ...")
+        notes.print(f"cutting {counted(videos, 'video')} with {counted(workers, 'worker')} ...")
         run = _cut(samples, out / "clips", count, workers, notes)
         notes.print("cutting them again with one worker, to compare ...")
         alone = run if workers == 1 else _cut(samples, out / "clips", count, 1, notes)
@@ -79,7 +84,7 @@ def _samples(folder: Path, count: int, workers: int, notes: Console) -> list[Pat
     from video.runner import Runner
     from video.telemetry.progress import ProgressBars
 
-    notes.print(f"making {count} sample videos ...")
+    notes.print(f"making {counted(count, 'sample video')} ...")
     config = ParallelConfig(backend="process", max_workers=workers, preload=("video.media.sample",))
     names = [f"sample {number + 1}" for number in range(count)]
     with ProgressBars("samples", names, notes) as bars, Runner(config, observers=[bars]) as runner:
@@ -103,6 +108,7 @@ def _cut(samples: list[Path], folder: Path, count: int, workers: int, notes: Con
     ):
         started = time.perf_counter()
         responses = processor.process_batch_parallel(requests)
+        go_on()
         return _Run(responses, time.perf_counter() - started)
 
 
@@ -110,7 +116,7 @@ def _show(run: _Run, alone: _Run, out: Path, workers: int) -> int:
     from video.media.stills import contact_sheet_of_clips
     from video.telemetry.tables import clip_table, table
 
-    console = Console(highlight=False)
+    console = output()
     responses = run.responses
     console.print(clip_table(responses))
     engine = responses[0].backend
@@ -125,10 +131,9 @@ def _show(run: _Run, alone: _Run, out: Path, workers: int) -> int:
     clips = [(clip.path, clip.path.name) for response in responses for clip in response.clips]
     failed = [response.error for response in responses if response.error is not None]
     for problem in failed:
-        people().print(f"[red]failed:[/red] {escape(problem.message)}", soft_wrap=True)
+        say(people(), problem.message, "failed:")
     if clips:
         sheet = contact_sheet_of_clips(clips, out / "contact-sheet.png", title="video demo")
-        console.print(f"clips:         {escape(str(out / 'clips'))}", soft_wrap=True)
-        console.print(f"contact sheet: {escape(str(sheet))}", soft_wrap=True)
-    sys.stdout.flush()
+        say(console, f"clips:         {out / 'clips'}")
+        say(console, f"contact sheet: {sheet}")
     return SOME_FAILED_EXIT if failed else 0

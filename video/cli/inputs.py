@@ -5,8 +5,9 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
@@ -19,51 +20,79 @@ VIDEO_SUFFIXES = (
 """What counts as a video in a folder; a file that is named itself is tried whatever it is called."""
 
 
-def expand(names: Iterable[str]) -> list[str]:
+class Inputs(NamedTuple):
+    sources: list[str]
+    notes: list[str]
+    """What was named but holds nothing that can be tried, and why."""
+
+
+def expand(names: Iterable[str], leave_out: Path | None = None) -> Inputs:
     """Files, folders (all videos below them), globs, `@list.txt`, URLs, and `-` (names on standard input).
 
-    A name that fits nothing stays as it is, so that it is reported like any input that fails.
+    Lists hold one name a line, of any of these but other lists. A name that fits nothing stays as it is, so
+    that it is reported like any input that fails.
 
-    :raises click.UsageError: for a list that cannot be read, or a folder without videos.
+    :param leave_out: a folder that is not looked into, since it is where clips go.
+    :raises click.UsageError: for a list that cannot be read.
     """
-    return [source for name in names for source in _expand(name)]
+    inputs = Inputs([], [])
+    for name in names:
+        for one in _lines(name):
+            _add(one, inputs, leave_out)
+    return inputs
 
 
-def _expand(name: str) -> Iterator[str]:
+def _lines(name: str) -> list[str]:
     if name == "-":
-        yield from _lines(sys.stdin)
-    elif name.startswith("@") and not os.path.exists(name):
+        # Names of files need not be text in the locale's encoding.
+        return _names(os.fsdecode(sys.stdin.buffer.read()))
+    if name.startswith("@") and not os.path.exists(name):
         try:
-            with open(name[1:], encoding="utf-8-sig") as file:
-                lines = list(_lines(file))
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise click.UsageError(f"the list {name[1:]} cannot be read: {reason}") from None
-        yield from lines
-    elif is_url(name):
-        yield name
+            return _names(os.fsdecode(Path(name[1:]).read_bytes()).removeprefix("\ufeff"))
+        except OSError as error:
+            raise click.UsageError(f"the list {name[1:]} cannot be read: {error.strerror}") from None
+    return [name]
+
+
+def _names(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _add(name: str, inputs: Inputs, leave_out: Path | None) -> None:
+    if is_url(name):
+        inputs.sources.append(name)
     elif os.path.isdir(name):
-        found = list(_videos_below(Path(name)))
-        if not found:
-            raise click.UsageError(f"there is no video in the folder {name}")
-        yield from found
+        found = _videos_below(name, inputs.notes, leave_out)
+        inputs.sources.extend(found)
+        if not found and not inputs.notes:
+            inputs.notes.append(f"there is no video in the folder {name}")
     elif os.path.lexists(name) or not glob.has_magic(name):
-        yield name
+        inputs.sources.append(name)
     else:
-        yield from sorted(glob.glob(name, recursive=True)) or [name]
+        found = sorted(glob.glob(name, recursive=True))
+        inputs.sources.extend(found)
+        if not found:
+            inputs.notes.append(f"nothing fits {name}")
 
 
-def _lines(file: Iterable[str]) -> Iterator[str]:
-    """One name a line; empty lines and lines that start with # are left out."""
-    for line in file:
-        name = line.strip("\r\n")
-        if name.strip() and not name.startswith("#"):
-            yield name
+def _videos_below(folder: str, notes: list[str], leave_out: Path | None) -> list[str]:
+    def unreadable(error: OSError) -> None:
+        notes.append(f"the folder {error.filename} cannot be read: {error.strerror}")
+
+    found = []
+    for place, folders, files in os.walk(folder, onerror=unreadable):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and not (leave_out and _same(os.path.join(place, name), leave_out))
+        )
+        found += [
+            os.path.join(place, name)
+            for name in sorted(files)
+            if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith(".") and ".part." not in name
+        ]
+    return found
 
 
-def _videos_below(folder: Path) -> Iterator[str]:
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith(".") and ".part." not in name:
-                yield os.path.join(place, name)
+def _same(one: str, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)

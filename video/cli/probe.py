@@ -6,20 +6,20 @@ import json as json_module
 from typing import Any
 
 import click
-from rich.console import Console
 
-from video.cli.common import SOME_FAILED_EXIT, machine_reads, people
+from video.cli.common import SOME_FAILED_EXIT, machine_reads, output, people, say
+from video.cli.inputs import expand
 from video.errors import VideoError
 
 EXAMPLES = """\b
 Examples:
-  video probe talk.mp4
+  video probe talk.mp4 films/
   video probe --json *.mkv | jq .measured.duration_seconds
 """
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path())
 @click.option("--json", is_flag=True, help="One JSON object a file.  [default when piped]")
 @click.option("--debug", is_flag=True, help="Show tracebacks of what fails.")
 def probe(files: tuple[str, ...], json: bool, debug: bool) -> int:
@@ -27,8 +27,11 @@ def probe(files: tuple[str, ...], json: bool, debug: bool) -> int:
     from video.media.probe import measure
     from video.media.probe import probe as read_header
 
-    failed = False
-    for file in files:
+    sources, notes = expand(files)
+    failed = bool(notes)
+    for note in notes:
+        say(people(), note, "failed:")
+    for file in sources:
         try:
             header = read_header(file)
             facts: dict[str, Any] = {"header": header.as_dict()}
@@ -37,7 +40,7 @@ def probe(files: tuple[str, ...], json: bool, debug: bool) -> int:
             if debug:
                 raise
             failed = True
-            people().print(f"[red]failed:[/red] {error}", soft_wrap=True)
+            say(people(), str(error), "failed:")
             continue
         if machine_reads(json):
             click.echo(json_module.dumps(facts, ensure_ascii=False))
@@ -50,8 +53,8 @@ def _show(file: str, facts: dict[str, Any]) -> None:
     from video.telemetry.tables import table
 
     rows = [[place, name, _words(value)] for place, part in facts.items() for name, value in _leaves(part)]
-    console = Console(highlight=False)
-    console.print(file, style="bold", markup=False)
+    console = output()
+    say(console, file)
     console.print(table(["from", "field", "value"], rows))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from video import scope
-from video.errors import VideoError
+from video.errors import UnsupportedMedia, VideoError
 from video.models import Clip, Format, Mode, Problem, VideoClipRequest, VideoClipResponse
 from video.outcome import Outcome
 from video.processors.base import Names, Processor
@@ -65,6 +65,10 @@ def make_clips(job: ClipJob) -> list[Clip]:
                 facts = {name: getattr(written, name) for name in facts}
             about = {"path": output, "start": start, "end": end, "reasons": list(one.reasons)}
             clips.append(Clip.model_validate(about | {"score": one.score} | facts))
+        if not clips:
+            raise UnsupportedMedia(
+                "has no key frame that a clip could be copied from", subject=str(path), cure="Use mode exact."
+            )
     return clips
 
 

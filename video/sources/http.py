@@ -62,7 +62,7 @@ class HttpSource:
     :param wait: seconds before the second attempt; doubled for each further one.
     """
 
-    timeout: float = 30.0
+    timeout: float = 15.0
     tries: int = 4
     wait: float = 0.5
     takes: ClassVar[str] = "http and https addresses of media files"

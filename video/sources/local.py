@@ -42,6 +42,8 @@ class LocalSource:
         except SourceError:
             raise
         except (FileNotFoundError, NotADirectoryError):
+            if path.is_symlink():
+                raise SourceNotFound("is a link to a file that does not exist", subject=source) from None
             raise SourceNotFound("does not exist", subject=source, cure=_cure(path)) from None
         except PermissionError:
             raise SourceError("may not be read", subject=source, cure="Check its permissions.") from None

@@ -14,7 +14,7 @@ from video.models import VideoClipResponse
 
 def table(
     columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
+    rows: Sequence[Sequence[str]],
     *,
     right: Sequence[str] = (),
     whole: Sequence[str] = (),
@@ -23,7 +23,10 @@ def table(
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         justify: Literal["left", "right"] = "right" if column in right else "left"
-        result.add_column(column, justify=justify, no_wrap=column in (*right, *whole), overflow="fold")
+        one_line = column in (*right, *whole)
+        # Its own width, or a narrow terminal would cut figures without a mark.
+        width = max((len(row[columns.index(column)]) for row in rows), default=0) if one_line else None
+        result.add_column(column, justify=justify, no_wrap=one_line, overflow="fold", min_width=width)
     for row in rows:
         result.add_row(*map(escape, row))
     return result
