@@ -25,4 +25,6 @@ async def main(names: list[str]) -> None:
             print("clips:", [str(clip.path) for clip in response.clips])
 
 
+if not sys.argv[1:]:
+    sys.exit(__doc__)
 asyncio.run(main(sys.argv[1:]))

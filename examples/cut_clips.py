@@ -7,6 +7,8 @@ import sys
 
 from video import VideoClipProcessor, VideoClipRequest
 
+if not sys.argv[1:]:
+    sys.exit(__doc__)
 requests = [VideoClipRequest(source=name, count=2, max_clip_length=10) for name in sys.argv[1:]]
 
 with VideoClipProcessor() as processor:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from video.media.cut import cut
 
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
 source, start, end = Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
 for mode in ("exact", "copy"):
     clip = cut(source, f"{source.stem}-{mode}.mp4", start, end, mode=mode)

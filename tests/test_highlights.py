@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import shared
 from tests.media_files import picture, tone, write_audio, write_video
 from video import scope
 from video.errors import ConfigError, InvalidMedia, ItemCancelled, UnsupportedMedia
@@ -20,7 +21,6 @@ from video.media import highlights
 from video.media.highlights import SILENCE, WINDOW, Signals, choose, find_highlights, measure_signals
 from video.media.sample import FPS, write_sample
 
-NATURAL = Path(__file__).resolve().parents[2] / "shared" / "media"
 CLOSE = 1e-6
 
 
@@ -317,10 +317,9 @@ def test_cancelling_stops_the_reading(tmp_path: Path) -> None:
         scope._slot.set(None)
 
 
-@pytest.mark.skipif(not NATURAL.exists(), reason="the folder of natural video is not here")
 def test_natural_videos_give_three_clips_of_up_to_8_seconds() -> None:
     for name in ("talk.mp4", "cars.mp4"):
-        clips = find_highlights(NATURAL / name, 3, 3, 8)
+        clips = find_highlights(shared(name), 3, 3, 8)
         assert [3 <= clip.end - clip.start <= 8 + CLOSE for clip in clips] == [True] * 3
     # The speaker stops at 17 s.
-    assert choose(measure_signals(NATURAL / "talk.mp4"), 1, 3, 8)[0].end < 17
+    assert choose(measure_signals(shared("talk.mp4")), 1, 3, 8)[0].end < 17

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import shared
 from tests.media_files import number_in, write_audio, write_video
 from video.errors import ConfigError, InvalidMedia, OutputError, SourceNotFound, UnsupportedMedia
 from video.media import stills
 from video.media.sample import write_sample
 from video.media.stills import contact_sheet, contact_sheet_of_clips, thumbnail
-
-NATURAL = Path(__file__).resolve().parents[2] / "shared" / "media"
 
 
 def opened(path: Path) -> Image.Image:
@@ -189,9 +188,8 @@ def test_an_output_that_cannot_be_written_leaves_nothing(numbered: Path, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["s.png"]
 
 
-@pytest.mark.skipif(not NATURAL.exists(), reason="the folder of natural video is not here")
 def test_natural_video_of_other_codecs_and_shapes_is_shown(tmp_path: Path) -> None:
-    assert opened(thumbnail(NATURAL / "hevc.mp4", tmp_path / "h.jpg")).size == (320, 180)
-    assert opened(thumbnail(NATURAL / "sar-2by3.mp4", tmp_path / "s.jpg")).size == (320, 270)
-    sheet = opened(contact_sheet(NATURAL / "cars.mp4", tmp_path / "c.jpg", count=12))
+    assert opened(thumbnail(shared("hevc.mp4"), tmp_path / "h.jpg")).size == (320, 180)
+    assert opened(thumbnail(shared("sar-2by3.mp4"), tmp_path / "s.jpg")).size == (320, 270)
+    sheet = opened(contact_sheet(shared("cars.mp4"), tmp_path / "c.jpg", count=12))
     assert len(tiles(sheet, (320, 180), 4)) == 7

@@ -109,6 +109,9 @@ def _choose(context: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield from picture + sound if (taller and sound) or not whole else whole
 
 
+_STREAM_FORMATS = "mov,matroska,webm,mpegts,aac,mp3,ogg,flac"
+
+
 def _join(files: list[Path], target: Path, source: str) -> Path:
     """Picture and sound in one file, packet by packet, without loss; Matroska takes every codec there is."""
 
@@ -119,7 +122,9 @@ def _join(files: list[Path], target: Path, source: str) -> Path:
         with av.open(target, "w", format="matroska") as output, contextlib.ExitStack() as stack:
             streams, packets = {}, []
             for file in files:
-                media = stack.enter_context(av.open(file))
+                # Downloaded data: its demuxer may open nothing but this one file.
+                options = {"protocol_whitelist": "file", "format_whitelist": _STREAM_FORMATS}
+                media = stack.enter_context(av.open(f"file:{file}", container_options=options))
                 stream = media.streams[0]
                 streams[stream] = output.add_stream_from_template(stream)
                 packets.append(media.demux(stream))
