@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import shutil
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import shared
-from tests.http_server import serve
-from tests.media_files import write_audio
+from tests.http_server import File, serve, write_streams
+from tests.media_files import numbers, tone, write_audio, write_video
 from video import ParallelConfig, VideoClipProcessor, VideoClipRequest, create_high_performance_processor
 from video.errors import ConfigError
 from video.media.probe import measure, probe
@@ -329,6 +330,70 @@ def test_audio_only_is_one_clear_error(processor: VideoClipProcessor, tmp_path: 
     assert response.error.type == "UnsupportedMedia"
     assert "no video" in response.error.message
     assert files(tmp_path / "out") == []
+
+
+ODD_BUT_SOUND: dict[str, dict[str, Any]] = {
+    "video only": {},
+    "odd size": {"size": (161, 121), "pixels": "yuv444p"},
+    "turned by 90": {"rotation": 90},
+    "turned by 270": {"rotation": 270},
+    "wide pixels": {"shape": Fraction(4, 3)},
+    "variable rate": {"times": [Fraction(n * n, 600) for n in range(50)]},
+    "before zero": {"times": [Fraction(n - 5, 25) for n in range(50)]},
+    "ten bits": {"pixels": "yuv420p10le"},
+    "sound too short": {"sound": tone(0.1, 0.2, 0.5)},
+    "sound too long": {"sound": tone(0.1, 0.2, 4)},
+}
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_odd_but_sound_videos_give_clips_that_hold_all_their_frames(
+    processor: VideoClipProcessor, suffix: str, tmp_path: Path
+) -> None:
+    """Each is shorter than the shortest clip asked for, so its clip is the whole video."""
+    for name, how in ODD_BUT_SOUND.items():
+        write_video(tmp_path / f"{name}.{suffix}", **{"frames": 50, **how})
+    sources = [tmp_path / f"{name}.{suffix}" for name in ODD_BUT_SOUND]
+    requests = [ask(source, tmp_path / "out", min_clip_length=10, max_clip_length=60) for source in sources]
+    for source, response in zip(sources, processor.process_batch_parallel(requests), strict=True):
+        assert response.success, response.error
+        (clip,) = response.clips
+        hidden = 5 if source.name == "before zero.mp4" else 0  # by the edit list that such an mp4 gets
+        assert numbers(clip.path) == list(range(hidden, 50)), source.name
+        assert clip.width % 2 == clip.height % 2 == 0
+        assert (clip.width < clip.height) == ("turned" in source.name)
+
+
+def test_a_header_without_a_duration_is_no_obstacle(processor: VideoClipProcessor, tmp_path: Path) -> None:
+    source = tmp_path / "live.mkv"
+    write_video(tmp_path / "whole.mkv", frames=50, container={"live": "1"}).rename(source)
+    assert probe(source).duration_seconds_from_header is None
+    response = processor.process_batch_parallel([ask(source, tmp_path / "out", max_clip_length=60)])[0]
+    assert response.success, response.error
+    assert numbers(response.clips[0].path) == list(range(50))
+
+
+def test_a_clip_longer_than_the_video_ends_with_it(
+    processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    request = ask(samples[0], tmp_path, count=5, min_clip_length=60, max_clip_length=600)
+    response = processor.process_batch_parallel([request])[0]
+    assert [(clip.start, clip.end) for clip in response.clips] == [(0.0, pytest.approx(9, abs=0.01))]
+    assert "the whole video" in response.clips[0].reasons[0]
+
+
+def test_a_playlist_on_the_web_is_cut_like_a_file(processor: VideoClipProcessor, tmp_path: Path) -> None:
+    pytest.importorskip("yt_dlp", reason="the extra `download` is not installed")
+    (tmp_path / "made").mkdir()
+    with serve() as server:
+        for name, data in write_streams(tmp_path / "made" / "v.m3u8", seconds=3).items():
+            kind = "application/vnd.apple.mpegurl" if name.endswith(".m3u8") else "video/mp2t"
+            server.add(f"/films/{name}", File(data, type=kind))
+        address = f"http://{server.host}/films/v.m3u8"
+        response = processor.process_batch_parallel([ask(address, tmp_path / "out", max_clip_length=9)])[0]
+    assert response.success, response.error
+    assert sum(clip.frames for clip in response.clips) == 30
+    assert files(tmp_path / "out") == [clip.path.name for clip in response.clips]
 
 
 def test_a_preview_writes_nothing(samples: list[Path], tmp_path: Path) -> None:

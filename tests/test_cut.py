@@ -512,6 +512,21 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.parametrize("mode", ["exact", "copy"])
+def test_a_folder_that_may_not_be_written_says_so(numbered: Path, tiny_disk: Path, mode: str) -> None:
+    """A read-only file system, since permissions do not hold for root."""
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    with pytest.raises(OutputError, match=r"read-only.*that you may write to"):
+        cut(numbered, tiny_disk / "o.mp4", 0.1, 0.3, mode)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["exact", "copy"])
+def test_an_end_beyond_the_video_means_its_end(numbered: Path, tmp_path: Path, mode: str) -> None:
+    clip = cut(numbered, tmp_path / "o.mp4", 0, 1000, mode)  # type: ignore[arg-type]
+    assert clip.frames == len(numbers(numbered))
+    assert clip.end == pytest.approx(clip.frames / 25, abs=0.001)
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 @pytest.mark.parametrize("mode", ["exact", "copy"])
 def test_a_full_disk_says_so_and_leaves_nothing(
