@@ -25,7 +25,7 @@ def table(
         justify: Literal["left", "right"] = "right" if column in right else "left"
         one_line = column in (*right, *whole)
         # Its own width, or a narrow terminal would cut figures without a mark.
-        width = max((len(row[columns.index(column)]) for row in rows), default=0) if one_line else None
+        width = max(len(row[columns.index(column)]) for row in (columns, *rows)) if one_line else None
         result.add_column(column, justify=justify, no_wrap=one_line, overflow="fold", min_width=width)
     for row in rows:
         result.add_row(*map(escape, row))
