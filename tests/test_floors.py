@@ -15,7 +15,7 @@ FLOORS = [
     ["errors", "outcome", "events", "scope"],
     ["config", "models", "registry"],
     ["backends", "policies", "sources", "media", "telemetry"],
-    ["dedup", "plan", "selector", "runner", "bench"],
+    ["dedup", "plan", "selector", "batch", "runner", "bench"],
     ["processors"],
     ["__init__", "executor", "testing", "demo", "cli", "web", "__main__"],
 ]

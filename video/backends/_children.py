@@ -1,0 +1,207 @@
+"""Worker processes seen from their parent: started, heard of, killed; what they run is not known here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from multiprocessing.connection import Connection
+from typing import Protocol
+
+from video.backends import _nursery, _worker
+
+LEAVE_SECONDS = 2.0
+"""How long an idle child, or the fork server, may take to leave before it is killed."""
+BIRTH_SECONDS = 1.0
+"""How long a fork may take before the fork server itself is ended: a preloaded module may never return."""
+
+
+class Child(Protocol):
+    """One worker process, seen from its parent."""
+
+    connection: Connection
+
+    def dismiss(self) -> None:
+        """Close the pipe, which tells it to leave."""
+
+    def kill(self) -> None:
+        """SIGKILL it and all its children."""
+
+    def exit_code(self, timeout: float) -> int | None:
+        """Wait for its end; negative: the signal that ended it; None: it still runs, or nobody knows."""
+
+
+class Nursery:
+    """The parent's side of `_nursery`, started with the first child."""
+
+    def __init__(self, preload: tuple[str, ...], threads: int) -> None:
+        ours, theirs = socket.socketpair()
+        modules = ("video.backends._worker", *preload)
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
+                _nursery.command(_import_path(), modules, theirs.fileno()),
+                env=dict(os.environ) | _worker.thread_environment(threads, dict(os.environ)),
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._control = ours
+        self._asking = threading.Lock()
+        self._born: list[NurseryChild] = []
+        self._children: dict[int, NurseryChild] = {}
+        self.lost = False
+        """It has ended, because of `close` or by itself."""
+        self._listener = threading.Thread(target=self._listen, name="video-nursery", daemon=True)
+        self._listener.start()
+
+    def fork(self) -> NurseryChild:
+        ours, theirs = socket.socketpair()
+        child = NurseryChild(self, ours)
+        with self._asking, theirs:
+            if self.lost:
+                child.ended(None)
+            else:
+                self._born.append(child)
+                with contextlib.suppress(OSError):  # the listener sees its end and tells every child
+                    record = _nursery.RECORD.pack(_nursery.FORK, 0, 0)
+                    socket.send_fds(self._control, [record], [theirs.fileno()])
+        return child
+
+    def kill(self, pid: int) -> None:
+        with contextlib.suppress(OSError):  # gone, and its children with it
+            self._control.sendall(_nursery.RECORD.pack(_nursery.KILL, pid, 0))
+
+    def abort(self) -> None:
+        """End the server and its children at once."""
+        self._process.kill()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+        try:
+            self._process.wait(LEAVE_SECONDS)
+        except subprocess.TimeoutExpired:  # still busy with a preloaded module
+            self.abort()
+            self._process.wait()
+        self._listener.join()
+        self._control.close()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                record = self._control.recv(_nursery.RECORD.size, socket.MSG_WAITALL)
+            except OSError:
+                record = b""
+            if len(record) < _nursery.RECORD.size:
+                break
+            letter, pid, status = _nursery.RECORD.unpack(record)
+            if letter == _nursery.BORN:
+                child = self._children[pid] = self._born.pop(0)
+                child.born(pid)
+            elif letter == _nursery.UNBORN:
+                self._born.pop(0).ended(None)
+            else:
+                self._children.pop(pid).ended(os.waitstatus_to_exitcode(status))
+        with self._asking:
+            self.lost = True
+        for pid, child in self._children.items():
+            # Normally they are dead; but where the server itself was killed, they have nobody else.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+            child.ended(None)
+        for child in self._born:
+            child.ended(None)
+
+
+class NurseryChild:
+    def __init__(self, nursery: Nursery, end: socket.socket) -> None:
+        self._nursery = nursery
+        self._socket = end
+        self.connection = Connection(os.dup(end.fileno()))
+        self._born = threading.Event()
+        self._ended = threading.Event()
+        self._pid = 0
+        self._exit_code: int | None = None
+
+    def born(self, pid: int) -> None:
+        self._pid = pid
+        self._born.set()
+
+    def ended(self, exit_code: int | None) -> None:
+        self._exit_code = exit_code
+        self._born.set()
+        self._ended.set()
+        # Even if a grandchild holds the other end: whoever reads our end sees what was sent, then the end.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def dismiss(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self.connection.close()
+
+    def kill(self) -> None:
+        if not self._born.wait(BIRTH_SECONDS):
+            self._nursery.abort()
+        elif not self._ended.is_set():
+            self._nursery.kill(self._pid)
+
+    def exit_code(self, timeout: float) -> int | None:
+        self._ended.wait(timeout)
+        return self._exit_code
+
+
+class SpawnedChild:
+    """A worker with an interpreter of its own, and a thread that waits for its end."""
+
+    def __init__(self, threads: int) -> None:
+        self._socket, theirs = socket.socketpair()
+        self.connection = Connection(os.dup(self._socket.fileno()))
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
+                _worker.command(_import_path(), theirs.fileno()),
+                env=dict(os.environ) | _worker.thread_environment(threads, dict(os.environ)),
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._reaping = threading.Lock()
+        self._watcher = threading.Thread(target=self._watch, name="video-child-watch", daemon=True)
+        self._watcher.start()
+
+    def dismiss(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self.connection.close()
+
+    def kill(self) -> None:
+        with self._reaping:  # while it is not reaped, its number is not given to another
+            if self._process.returncode is None:
+                self._kill_group()
+
+    def exit_code(self, timeout: float) -> int | None:
+        self._watcher.join(timeout)
+        return self._process.returncode
+
+    def _watch(self) -> None:
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        with self._reaping:
+            self._kill_group()  # what the worker left behind
+            self._process.wait()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _import_path() -> list[str]:
+    """`sys.path` for a process that starts elsewhere; "" means the current folder."""
+    return [entry or os.getcwd() for entry in sys.path]
