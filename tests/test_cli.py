@@ -204,6 +204,9 @@ def test_a_name_that_is_not_text_costs_only_itself(films: Path, tmp_path: Path) 
     assert [json.loads(line)["success"] for line in done.stdout.splitlines()] == [False, True, False]
     assert "caf" in done.stderr
     assert "Traceback" not in done.stderr
+    code, drawn = run_in_terminal("clips", films, *SHORT, cwd=tmp_path)
+    assert code == 1
+    assert "Traceback" not in drawn
 
 
 def test_names_that_look_like_markup_are_shown_as_they_are(films: Path, tmp_path: Path) -> None:

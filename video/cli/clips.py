@@ -24,7 +24,7 @@ from video.cli.common import (
 )
 from video.cli.inputs import expand
 from video.models import VideoClipRequest, VideoClipResponse
-from video.sources.base import is_url, redact
+from video.sources.base import is_url, readable, redact
 
 EXAMPLES = """\b
 Examples:
@@ -127,7 +127,7 @@ def clips(
     console, lines = people(), machine_reads(json)
     responses: list[VideoClipResponse] = []
     processor_type = ClipPreview if dry_run else VideoClipProcessor
-    names = [redact(source) if is_url(source) else os.path.basename(source) for source in sources]
+    names = [redact(source) if is_url(source) else readable(os.path.basename(source)) for source in sources]
     try:
         with (
             ProgressBars("videos", names, console) as bars,

@@ -10,6 +10,7 @@ import click
 from video.cli.common import SOME_FAILED_EXIT, machine_reads, output, people, say
 from video.cli.inputs import expand
 from video.errors import VideoError
+from video.sources.base import readable
 
 EXAMPLES = """\b
 Examples:
@@ -43,7 +44,7 @@ def probe(files: tuple[str, ...], json: bool, debug: bool) -> int:
             say(people(), str(error), "failed:")
             continue
         if machine_reads(json):
-            click.echo(json_module.dumps(facts, ensure_ascii=False))
+            click.echo(readable(json_module.dumps(facts, ensure_ascii=False)))
         else:
             _show(file, facts)
     return SOME_FAILED_EXIT if failed else 0

@@ -22,7 +22,7 @@ from video.errors import ConfigError, VideoError
 from video.events import Observer
 from video.outcome import Outcome
 from video.runner import Runner
-from video.sources.base import redact
+from video.sources.base import readable, redact
 
 Request = TypeVar("Request", bound=BaseModel)
 Response = TypeVar("Response")
@@ -61,8 +61,8 @@ class Processor(ABC, Generic[Request, Response]):
         self.config = dataclasses.replace(
             config,
             preload=(*config.preload, *self.preload),
-            chunk_size=config.chunk_size
-            or 1,  # a video is a long item, and one that fails fast is no measure
+            # A video is a long item, and one that fails at once is no measure of the others.
+            chunk_size=config.chunk_size or 1,
         )
         self.validation_reasons: list[str | None] = []
         """For each request of the last `validate_batch`: None, or why it is not valid."""
@@ -155,6 +155,8 @@ class Processor(ABC, Generic[Request, Response]):
         try:
             return cls.request_type.model_validate(raw)  # type: ignore[return-value]  # as above
         except ValidationError as error:
+            if any(one["type"] == "string_unicode" for one in error.errors()):
+                raise ConfigError("its name is not UTF-8", subject=_source(raw), cure="Rename it.") from None
             wrong = "; ".join(
                 ": ".join([*map(str, one["loc"]), one["msg"].removeprefix("Value error, ")])
                 for one in error.errors()
@@ -233,8 +235,7 @@ def _source(raw: Any) -> str:
     """What a request, in whatever form, is about."""
     if isinstance(raw, Mapping):
         raw = raw.get("source", raw.get("youtube_url", raw))
-    # A file name need not be text; what is not becomes readable signs, so that it can be told and stored.
-    return str(getattr(raw, "source", raw)).encode("utf-8", "backslashreplace").decode()
+    return readable(str(getattr(raw, "source", raw)))
 
 
 def _real_path(raw: Any) -> str:

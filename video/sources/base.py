@@ -109,6 +109,11 @@ def safe_stem(text: str) -> str:
     return os.fsencode(text)[:150].decode(errors="ignore").strip() or "video"
 
 
+def readable(text: str) -> str:
+    """`text` with what is no text, as in some file names, spelt out, so that it can be printed and stored."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 _SECRETS = re.compile(
     r"(?P<scheme>\b[a-z][a-z0-9+.-]+://)"
     # A password with an unescaped "/", "?" or "#" is malformed, yet people paste them: up to the next "@",
