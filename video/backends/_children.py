@@ -189,7 +189,10 @@ class SpawnedChild:
         return self._process.returncode
 
     def _watch(self) -> None:
-        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        if hasattr(os, "waitid"):
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        else:  # macOS before Python 3.13: reaped first, so what the worker left may have to be left
+            self._process.wait()
         with self._reaping:
             self._kill_group()  # what the worker left behind
             self._process.wait()

@@ -68,12 +68,16 @@ def _serve(control: socket.socket) -> None:
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    watched = [control.fileno(), woken]
+    parent = -1
     # The control socket alone would do, but a process that the user forks may hold its other end open.
-    parent = os.pidfd_open(os.getppid())
+    with contextlib.suppress(OSError, AttributeError):  # Linux before 5.3 has no such thing
+        parent = os.pidfd_open(os.getppid())
+        watched.append(parent)
     alive: set[int] = set()
     try:
         while True:
-            ready, _, _ = select.select([control.fileno(), woken, parent], [], [])
+            ready, _, _ = select.select(watched, [], [])
             if parent in ready:
                 return
             if woken in ready:
