@@ -147,28 +147,28 @@ def usable_cpus() -> int:
     return max(1, count if quota is None else min(count, math.ceil(quota)))
 
 
-def _cgroup_quota() -> float | None:
+def _cgroup_quota(root: Path = Path("/")) -> float | None:
     """CPUs granted by the control group of this process or any of its parents, or None without a limit."""
     grants: list[float] = []
     names: tuple[str, ...]
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return None
     for line in lines:
         _, controllers, group = line.split(":", 2)
         if controllers == "":
-            root, names = Path("/sys/fs/cgroup"), ("cpu.max",)
+            top, names = root / "sys/fs/cgroup", ("cpu.max",)
         elif "cpu" in controllers.split(","):
-            root, names = Path("/sys/fs/cgroup/cpu"), ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            top, names = root / "sys/fs/cgroup/cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us")
         else:
             continue
-        folder = root / group.lstrip("/")
+        folder = top / group.lstrip("/")
         for place in (folder, *folder.parents):
             with contextlib.suppress(OSError, ValueError):
                 quota, period = " ".join((place / name).read_text() for name in names).split()
                 if float(quota) > 0:
                     grants.append(float(quota) / float(period))
-            if place == root:
+            if place == top:
                 break
     return min(grants) if grants else None

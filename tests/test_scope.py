@@ -1,0 +1,95 @@
+"""What running code may know of its slot."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from video import scope
+from video.errors import ItemCancelled
+
+
+def machine(root: Path, cgroup: str, **files: str) -> Path:
+    """A root folder with this /proc/self/cgroup and these files below /sys/fs/cgroup."""
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "self" / "cgroup").write_text(cgroup)
+    for name, text in files.items():
+        path = root / "sys" / "fs" / "cgroup" / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_there_is_at_least_one_cpu() -> None:
+    assert 1 <= scope.usable_cpus() <= (os.cpu_count() or 1)
+
+
+def test_a_quota_of_version_2_counts_even_where_a_parent_has_it(tmp_path: Path) -> None:
+    files = {"a__cpu.max": "150000 100000\n", "a__b__cpu.max": "max 100000\n"}
+    assert scope._cgroup_quota(machine(tmp_path, "0::/a/b\n", **files)) == 1.5
+
+
+def test_a_quota_of_version_1_counts(tmp_path: Path) -> None:
+    files = {"cpu__x__cpu.cfs_quota_us": "50000\n", "cpu__x__cpu.cfs_period_us": "100000\n"}
+    assert scope._cgroup_quota(machine(tmp_path, "4:memory:/x\n3:cpu,cpuacct:/x\n", **files)) == 0.5
+
+
+def test_no_limit_and_no_control_groups_are_no_quota(tmp_path: Path) -> None:
+    files = {"cpu__cpu.cfs_quota_us": "-1\n", "cpu__cpu.cfs_period_us": "100000\n"}
+    assert scope._cgroup_quota(machine(tmp_path / "one", "3:cpu:/\n0::/\n", **files)) is None
+    assert scope._cgroup_quota(tmp_path / "none") is None
+
+
+def test_a_quota_lowers_the_usable_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scope, "_cgroup_quota", lambda: 0.2)
+    assert scope.usable_cpus() == 1
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_unfinished_file_goes_unless_it_is_kept_or_renamed(tmp_path: Path, keep: bool) -> None:
+    told: list[bool] = []
+    slot = scope.Slot(declare=lambda _, unfinished: told.append(unfinished))
+    with scope.entered(slot), scope.unfinished(tmp_path / "a", keep=keep) as path:
+        path.mkdir()
+        (path / "inner").write_text("x")
+    assert path.exists() == keep
+    assert told == [True, False]
+
+
+def test_an_unfinished_file_goes_when_the_block_fails(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("x")
+    with pytest.raises(ZeroDivisionError), scope.unfinished(path, keep=True):
+        raise ZeroDivisionError
+    assert not path.exists()
+
+
+def test_reports_that_follow_too_soon_are_dropped() -> None:
+    heard: list[float] = []
+    with scope.entered(scope.Slot(listener=lambda fraction, _: heard.append(fraction))):
+        for n in range(1000):
+            scope.report(n / 1000)
+    assert heard[0] == 0
+    assert len(heard) < 100
+
+
+def test_only_a_slot_that_was_given_up_cancels() -> None:
+    scope.check_cancelled()
+    slot = scope.Slot()
+    with scope.entered(slot):
+        scope.check_cancelled()
+        slot.cancelled.set()
+        with pytest.raises(ItemCancelled):
+            scope.check_cancelled()
+    scope.check_cancelled()
+
+
+def test_a_program_that_ends_gives_up_every_item() -> None:
+    scope.stopping.set()
+    try:
+        with pytest.raises(ItemCancelled):
+            scope.check_cancelled()
+    finally:
+        scope.stopping.clear()
