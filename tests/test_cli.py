@@ -271,6 +271,23 @@ def test_backends_lists_every_engine(tmp_path: Path) -> None:
     assert all(name in drawn for name in names)
 
 
+def test_backends_says_why_one_is_not_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin whose own package is broken: a real distribution on the import path."""
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[video.backends]\nbroken = brokenplugin:X\n")
+    (tmp_path / "brokenplugin.py").write_text("import no_such_package_here\n")
+    path = os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", path)
+    facts = [json.loads(line) for line in run("backends", cwd=tmp_path).stdout.splitlines()]
+    assert {one["name"]: one["available"] for one in facts}["broken"] is False
+    code, drawn = run_in_terminal("backends", cwd=tmp_path)
+    assert code == 0
+    assert "not available: " in drawn.replace("\x1b[31m", "").replace("\x1b[0m", "")
+    assert "needs no_such_package_here" in drawn
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_a_script(shell: str, tmp_path: Path) -> None:
     assert "_VIDEO_COMPLETE" in run("completion", shell, cwd=tmp_path).stdout

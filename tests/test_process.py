@@ -167,10 +167,20 @@ def test_a_time_limit_kills_the_worker_and_its_children(runner: Runner, tmp_path
     until(lambda: not alive(int(path.read_text())))
 
 
-def test_the_cold_start_of_a_worker_is_not_charged_to_its_item(runner: Runner) -> None:
-    """A limit far below the time that an interpreter takes to start fails nobody."""
-    with processes(timeout=0.04, start_method=runner.config.start_method) as limited:
-        assert [one.value for one in limited.map(tasks.double, range(4))] == [0, 2, 4, 6]
+def test_the_cold_start_of_a_worker_is_not_charged_to_its_item(runner: Runner, tmp_path: Path) -> None:
+    """Nor is the time that the task's own module takes to import: here longer than the limit."""
+    (tmp_path / "slowmodule.py").write_text(
+        "import time\ntime.sleep(1.5)\ndef double(x):\n    return 2 * x\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        import slowmodule  # type: ignore[import-not-found]  # made above
+
+        with processes(timeout=1.0, start_method=runner.config.start_method) as limited:
+            assert [one.value for one in limited.map(slowmodule.double, range(4))] == [0, 2, 4, 6]
+    finally:
+        sys.path.remove(str(tmp_path))
+        sys.modules.pop("slowmodule", None)
 
 
 def test_a_killed_worker_leaves_no_unfinished_file(runner: Runner, tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_an_observer_that_raises_breaks_nothing(runner: Runner, caplog: pytest.L
     chunk=st.integers(1, 9),
     lookahead=st.integers(1, 12),
     workers=st.integers(1, 4),
-    engine=st.sampled_from(["serial", "thread"]),
+    engine=st.sampled_from(ENGINES),
 )
 def test_nothing_is_lost_or_doubled(
     count: int, failing: set[int], chunk: int, lookahead: int, workers: int, engine: str

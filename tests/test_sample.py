@@ -11,14 +11,15 @@ import pytest
 from tests.media_files import heard
 from video import scope
 from video.errors import ConfigError, ItemCancelled, OutputError
-from video.media.sample import FPS, write_sample, write_samples
+from video.media.sample import FPS, write_sample
 
 SMALL = {"seconds": 3.0, "size": (64, 36)}
 
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_samples(tmp_path_factory.mktemp("samples"), **SMALL)
+    folder = tmp_path_factory.mktemp("samples")
+    return [write_sample(folder, index, **SMALL) for index in range(4)]
 
 
 def luma(path: Path) -> np.ndarray:
@@ -71,23 +72,26 @@ def test_a_fifth_video_has_a_name_and_pictures_of_its_own(samples: list[Path], t
     assert np.abs(luma(fifth) - luma(samples[0])).mean() > 5
 
 
-def test_progress_rises_to_one(tmp_path: Path) -> None:
+def test_progress_rises_to_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scope, "REPORT_SECONDS", 0)
     shares: list[float] = []
-    write_samples(tmp_path, 2, seconds=1, size=(32, 32), progress=shares.append)
+    with scope.entered(scope.Slot(listener=lambda share, _: shares.append(share))):
+        write_sample(tmp_path, seconds=1, size=(32, 32))
     assert shares == sorted(shares)
-    assert len(shares) == 2 * FPS
+    assert len(shares) == FPS
     assert shares[-1] == 1
 
 
-def test_cancelling_leaves_nothing(tmp_path: Path) -> None:
-    scope.enter(slot := scope.Slot())
-    try:
-        with pytest.raises(ItemCancelled):
-            write_sample(
-                tmp_path, **SMALL, progress=lambda share: slot.cancelled.set() if share > 0.5 else None
-            )
-    finally:
-        scope._slot.set(None)
+def test_cancelling_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scope, "REPORT_SECONDS", 0)
+
+    def cancel_midway(share: float, _: str) -> None:
+        if share > 0.5:
+            slot.cancelled.set()
+
+    slot = scope.Slot(listener=cancel_midway)
+    with scope.entered(slot), pytest.raises(ItemCancelled):
+        write_sample(tmp_path, **SMALL)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,7 +7,7 @@ import json as json_module
 
 import click
 
-from video.cli.common import machine_reads, output
+from video.cli.common import machine_reads, output, say
 
 EXAMPLES = """\b
 Examples:
@@ -23,7 +23,7 @@ def backends(json: bool) -> None:
     from video.registry import backends as registry
     from video.telemetry.tables import table
 
-    rows = []
+    rows, reasons = [], []
     for name in registry.names():
         reason = registry.why_unavailable(name)
         traits = None if reason else dataclasses.asdict(registry.get(name).traits)
@@ -34,14 +34,17 @@ def backends(json: bool) -> None:
                 )
             )
         elif traits is None:
-            rows.append([name, "", "", "", "", "", "", "", reason or ""])
+            rows.append([name, *[""] * 7, "missing"])
+            reasons.append(f"{reason}")
         else:
             flags = ["own_gil", "kills", "coroutines", "pickles", "remote"]
             rows.append(
                 [name, f"{1e3 * traits['start']:g} ms", f"{1e6 * traits['call']:g} us"]
                 + ["yes" if traits[flag] else "-" for flag in flags]
-                + ["available"]
+                + ["ready"]
             )
     if rows:
-        columns = ["engine", "start", "a call", "own GIL", "kills", "async def", "pickles", "remote", "state"]
-        output().print(table(columns, rows, right=["start", "a call"]))
+        columns = ["engine", "start", "a call", "own GIL", "kills", "async", "pickles", "remote", "state"]
+        output().print(table(columns, rows, right=["start", "a call"], whole=columns))
+    for reason in reasons:
+        say(output(), reason, "not available:")

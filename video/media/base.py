@@ -310,3 +310,8 @@ def frame_rate(stream: VideoStream) -> Fraction | None:
         if 0 < rate < 1000:
             return rate
     return None
+
+
+def usual_step(video: VideoStream) -> int:
+    """Ticks from frame to frame as the header has it; of 25 frames a second where it says nothing."""
+    return max(1, round(1 / (frame_rate(video) or 25) / fraction(video.time_base)))

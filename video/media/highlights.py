@@ -35,7 +35,6 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from video.errors import ConfigError, InvalidMedia
 from video.media import base
-from video.media.seek import usual_step
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -142,7 +141,7 @@ def measure_signals(source: str | os.PathLike[str]) -> Signals:
             pts = packet.dts if packet.pts is None else packet.pts
             if pts is None or packet.is_discard:  # discarded ones precede what an edit list shows
                 continue
-            end = max(end, pts + (packet.duration or usual_step(video)))
+            end = max(end, pts + (packet.duration or base.usual_step(video)))
             if packet.is_keyframe:
                 keys.append(pts)
                 if (pts - asked) * tick >= KEY_SPACING:

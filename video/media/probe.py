@@ -233,7 +233,7 @@ def _measure(container: InputContainer, video: VideoStream) -> Measured:
     zero = base.origin(container)
     audio = container.streams.audio[0] if container.streams.audio else None
     tick = base.fraction(video.time_base)
-    step = max(1, round(1 / (base.frame_rate(video) or 25) / tick))
+    step = base.usual_step(video)
     stamps: list[int] = []
     keys: list[int] = []
     last, last_duration = -(2**63), 0

@@ -15,7 +15,7 @@ from av.video.stream import VideoStream
 
 from video.media import base
 from video.media.encode import RUN_UP_SECONDS, PictureWriter, SoundWriter, Written
-from video.media.seek import FrameDecoder, packets_from, read_sound, refuse_empty, ticks, usual_step
+from video.media.seek import FrameDecoder, packets_from, read_sound, refuse_empty, ticks
 
 
 def write(
@@ -57,7 +57,7 @@ def write(
     if pictures is None:
         refuse_empty(container, start, end, damaged=decoder.damaged > 0)
 
-    step = usual_step(video)
+    step = base.usual_step(video)
     finish = last + (duration or step) if following is None else following
     # A picture that stands still for longer than a usual frame ends where the clip was to end.
     finish = min(finish, max(stop, last + step))

@@ -24,7 +24,6 @@ from video.media.seek import (
     stamp_seconds,
     stored_times_only,
     ticks,
-    usual_step,
 )
 
 
@@ -163,7 +162,7 @@ def _add_tracks(
 ) -> list[_Track]:
     codecs = " and ".join(one.codec_context.name for one in (video, audio) if one is not None)
     try:
-        tracks = [_Track(out, video, usual_step(video))]
+        tracks = [_Track(out, video, base.usual_step(video))]
         if audio is not None:
             frame_seconds = Fraction(audio.codec_context.frame_size or 1024, audio.codec_context.sample_rate)
             tracks.append(_Track(out, audio, round(frame_seconds / base.fraction(audio.time_base))))

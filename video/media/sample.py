@@ -40,30 +40,6 @@ Painter = Callable[[Size, Colours, np.random.Generator], Picture]
 Floats = npt.NDArray[np.float64]
 
 
-def write_samples(
-    folder: Path,
-    count: int = 4,
-    *,
-    seconds: float = 20.0,
-    size: Size = (640, 360),
-    seed: int = 0,
-    progress: Callable[[float], None] | None = None,
-) -> list[Path]:
-    """Write `count` different sample videos into `folder` and return their paths; see `write_sample`.
-
-    :param progress: told the share of all frames that are done, 0 to 1, once a frame.
-    """
-
-    def report(index: int, share: float) -> None:
-        if progress is not None:
-            progress((index + share) / count)
-
-    return [
-        write_sample(folder, index, seconds=seconds, size=size, seed=seed, progress=partial(report, index))
-        for index in range(count)
-    ]
-
-
 def write_sample(
     folder: Path,
     index: int = 0,
@@ -71,7 +47,6 @@ def write_sample(
     seconds: float = 20.0,
     size: Size = (640, 360),
     seed: int = 0,
-    progress: Callable[[float], None] | None = None,
 ) -> Path:
     """Write the sample video of number `index` into `folder`, made if missing, and return its path.
 
@@ -81,7 +56,6 @@ def write_sample(
 
     :param seconds: length of the video, rounded to whole frames.
     :param size: width and height in pixels, both even.
-    :param progress: told the share of its frames that are done, 0 to 1, once a frame.
     :raises ConfigError: a number is out of range.
     :raises OutputError: the folder cannot be written.
     """
@@ -93,18 +67,11 @@ def write_sample(
         raise ConfigError(f"seconds={seconds:g}: not enough for {len(sample.scenes)} scenes, or no number")
     lap = index // len(SAMPLES) + 1
     path = folder / (f"{sample.name}.mp4" if lap == 1 else f"{sample.name}-{lap}.mp4")
-    _write(path, sample, seconds, size, np.random.default_rng([seed, index]), progress or (lambda _: None))
+    _write(path, sample, seconds, size, np.random.default_rng([seed, index]))
     return path
 
 
-def _write(
-    path: Path,
-    sample: Sample,
-    seconds: float,
-    size: Size,
-    rng: np.random.Generator,
-    report: Callable[[float], None],
-) -> None:
+def _write(path: Path, sample: Sample, seconds: float, size: Size, rng: np.random.Generator) -> None:
     lengths = _scene_lengths(round(seconds * FPS), len(sample.scenes), rng)
     total = sum(lengths)
     width, height = size
@@ -145,7 +112,7 @@ def _write(
                 samples.pts, samples.time_base = done * block, Fraction(1, SAMPLE_RATE)
                 output.mux(audio.encode(samples))
                 done += 1
-                report(done / total)
+                scope.report(done / total, scene.title)
         output.mux(video.encode(None))
         output.mux(audio.encode(None))
 

@@ -53,7 +53,7 @@ def packets_from(
     streams = (video,) if audio is None else (video, audio)
     target = math.floor((start + TOLERANCE_SECONDS) / tick)
     if stored_times_only(container):
-        target -= usual_step(video) * video.codec_context.reorder_depth
+        target -= base.usual_step(video) * video.codec_context.reorder_depth
     # Formats without an index may land after the target: then try from further back.
     for back in (before_seconds, before_seconds + 10):
         goal = target - round(back / tick)
@@ -115,7 +115,7 @@ class FrameDecoder:
         self._wanted = wanted
         self._stored_only = stored_times_only(container)
         self._skips = video.codec_context.name in _SKIPS_WELL
-        self._step = usual_step(video)
+        self._step = base.usual_step(video)
         self._last_pts = self._last_dts = self._last = -(2**62)
         self._faulty_pts = self._faulty_dts = 0
 
@@ -150,11 +150,6 @@ class FrameDecoder:
         if dts is not None:
             return dts
         return self._last + self._step if self._last > -(2**62) else 0
-
-
-def usual_step(video: VideoStream) -> int:
-    """Ticks from frame to frame as the header has it; of 25 frames a second where it says nothing."""
-    return max(1, round(1 / (base.frame_rate(video) or 25) / base.fraction(video.time_base)))
 
 
 def stamp_seconds(packet: Packet[Any]) -> Fraction:

@@ -20,7 +20,7 @@ def table(
     whole: Sequence[str] = (),
 ) -> Table:
     """A plain table; columns in `right` hold figures, and cells of those in `whole` keep to one line."""
-    result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in columns:
         justify: Literal["left", "right"] = "right" if column in right else "left"
         one_line = column in (*right, *whole)
