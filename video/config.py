@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -20,6 +20,8 @@ class BackendType(StrEnum):
     SERIAL = "serial"
     THREAD = "thread"
     PROCESS = "process"
+    JOBLIB = "joblib"
+    DASK = "dask"
     ASYNC = "async"
 
 
@@ -47,20 +49,44 @@ class ParallelConfig:
     """Of worker processes: "forkserver" or "spawn". None: forkserver on Linux, spawn elsewhere."""
     preload: tuple[str, ...] = ()
     """Modules that the fork server imports once, so that each worker has them from its start."""
+    initializer: Callable[[], object] | None = None
+    """Called once in each worker before its first item; one that raises makes the engine unavailable."""
+    finalizer: Callable[[], object] | None = None
+    """Called once in each worker that leaves in peace; one that raises is logged."""
+    max_items_per_worker: int | None = None
+    """A worker process that has run this many items is replaced, between two items."""
+    max_worker_memory_mb: float | None = None
+    """A worker process that holds more MiB (resident) after an item is replaced."""
+    fail: str = "isolate"
+    """"isolate": an item that fails costs itself; "fast": the first failure ends the batch."""
+    max_kills: int = 1
+    """Workers that one item may kill. Below that it is run again, alone; then it is quarantined: it fails."""
+    max_memory_kills: int = 2
+    """The same for deaths for want of memory, which may be the fault of its neighbours."""
+    spot_check: int = 0
+    """So many random items are also run in the caller's own process at the end, and compared."""
+    strict: bool = False
+    """An engine that cannot start is an error, instead of a warning and the next simpler engine."""
+    cluster: Any = None
+    """For dask: a scheduler's address, the path of a scheduler file, or a `distributed.Client`. None: what
+    DASK_SCHEDULER_ADDRESS names, else a cluster on this machine that starts and ends with the engine."""
 
     def __post_init__(self) -> None:
-        for name in ("max_workers", "chunk_size", "lookahead", "threads_per_worker"):
+        for name, least in _COUNTS.items():
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ConfigError(f"{name} is {value!r}", cure="It takes a whole number of at least 1.")
-        if self.timeout is not None and not (
-            isinstance(self.timeout, int | float)
-            and not isinstance(self.timeout, bool)
-            and 0 < self.timeout < float("inf")
-        ):
-            raise ConfigError(f"timeout is {self.timeout!r}", cure="It takes seconds above 0, or None.")
-        if not isinstance(self.use_uvloop, bool):
-            raise ConfigError(f"use_uvloop is {self.use_uvloop!r}", cure="It takes True or False.")
+            if value is None and name in _OPTIONAL_COUNTS:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"{name} is {value!r}", cure=f"It takes a whole number of at least {least}.")
+        for name, unit in (("timeout", "seconds"), ("max_worker_memory_mb", "MiB")):
+            value = getattr(self, name)
+            if value is not None and not (
+                isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+            ):
+                raise ConfigError(f"{name} is {value!r}", cure=f"It takes {unit} above 0, or None.")
+        for name in ("use_uvloop", "strict"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}", cure="It takes True or False.")
         if not isinstance(self.backend, str) or not self.backend:
             raise ConfigError(f"backend is {self.backend!r}", cure="It takes a BackendType or a name.")
         if self.start_method not in (None, "forkserver", "spawn"):
@@ -69,6 +95,13 @@ class ParallelConfig:
             )
         if not isinstance(self.preload, tuple) or not all(isinstance(name, str) for name in self.preload):
             raise ConfigError(f"preload is {self.preload!r}", cure="It takes a tuple of module names.")
+        for name in ("initializer", "finalizer"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}", cure="It takes a function of no arguments, or None."
+                )
+        if self.fail not in ("isolate", "fast"):
+            raise ConfigError(f"fail is {self.fail!r}", cure='It takes "isolate" or "fast".')
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> ParallelConfig:
@@ -90,6 +123,19 @@ class ParallelConfig:
         named = {field.name: environ.get(prefix + field.name.upper()) for field in dataclasses.fields(cls)}
         return cls.from_mapping({name: value for name, value in named.items() if value})
 
+
+_COUNTS = {
+    "max_workers": 1,
+    "chunk_size": 1,
+    "lookahead": 1,
+    "threads_per_worker": 1,
+    "max_items_per_worker": 1,
+    "max_kills": 1,
+    "max_memory_kills": 1,
+    "spot_check": 0,
+}
+"""Settings that are whole numbers, each with the least it may be."""
+_OPTIONAL_COUNTS = ("max_workers", "chunk_size", "lookahead", "threads_per_worker", "max_items_per_worker")
 
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 

@@ -5,10 +5,13 @@
      ├─ UnknownName                 LookupError         no backend or source of that name
      ├─ MissingDependency           ImportError         an optional package is not installed
      ├─ BackendUnavailable          RuntimeError        an engine cannot start or has broken down
+     ├─ BatchFailed                 RuntimeError        an item failed where one failure is to end the batch
      ├─ TaskError                                       one item failed for a reason outside its own code
      │   ├─ ItemTimeout             TimeoutError        it ran longer than `timeout`
      │   ├─ ItemCancelled           RuntimeError        the batch was left while it ran
      │   ├─ WorkerDied              RuntimeError        its worker died (signal or exit code)
+     │   │   ├─ WorkerOutOfMemory   MemoryError         the system ended it for want of memory
+     │   │   └─ Quarantined                             it has killed worker after worker
      │   ├─ NotPicklable            TypeError           it cannot cross to or from a worker
      │   └─ RemoteError             RuntimeError        stands for an error that cannot cross
      ├─ SourceError                 OSError             an input cannot be had
@@ -25,6 +28,7 @@ All of them survive pickling, with their attributes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -77,6 +81,35 @@ class BackendUnavailable(VideoError, RuntimeError):
     """An engine cannot start here, or has broken down for good."""
 
 
+class BatchFailed(VideoError, RuntimeError):
+    """With `fail="fast"`: an item failed. Its error is the `__cause__`.
+
+    :param failed: position of that item in the input.
+    :param outcomes: what had finished and was not yet handed out, that item's outcome among them.
+    :param done: positions of all items that had finished, handed out or not.
+    :param running: positions of those that were running, and were given up.
+    :param waiting: positions of those that were drawn from the input and never started.
+    """
+
+    def __init__(
+        self,
+        cause: str = "",
+        *,
+        failed: int = -1,
+        outcomes: Sequence[Any] = (),
+        done: Sequence[int] = (),
+        running: Sequence[int] = (),
+        waiting: Sequence[int] = (),
+        **about: str | None,
+    ) -> None:
+        super().__init__(cause, **about)
+        self.failed = failed
+        self.outcomes = list(outcomes)
+        self.done = done
+        self.running = list(running)
+        self.waiting = list(waiting)
+
+
 class TaskError(VideoError):
     """One item failed for a reason outside its own code."""
 
@@ -98,6 +131,23 @@ class WorkerDied(TaskError, RuntimeError):
     def __init__(self, cause: str = "", *, exitcode: int | None = None, **about: str | None) -> None:
         super().__init__(cause, **about)
         self.exitcode = exitcode
+
+
+class WorkerOutOfMemory(WorkerDied, MemoryError):
+    """The system ended the worker for want of memory; the item was the one that it ran."""
+
+
+class Quarantined(WorkerDied):
+    """The item has killed its worker again and again, and is not run any more.
+
+    :param kills: how many workers it has killed.
+    """
+
+    def __init__(
+        self, cause: str = "", *, kills: int = 0, exitcode: int | None = None, **about: str | None
+    ) -> None:
+        super().__init__(cause, exitcode=exitcode, **about)
+        self.kills = kills
 
 
 class NotPicklable(TaskError, TypeError):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from video.errors import ItemCancelled
 
@@ -45,6 +46,8 @@ class Slot:
     listener: Callable[[float, str], None] = _unheard
     reported: float = 0.0
     """`time.monotonic()` of the last report."""
+    board: Any = None
+    """Where a worker process writes down which item it is on (`video.backends._board`)."""
 
 
 _slot: ContextVar[Slot | None] = ContextVar("video_slot", default=None)

@@ -3,11 +3,14 @@
 `submit -> Future` is the whole interface. Three more methods are optional, and the runner uses them where
 they exist:
 
+- `running(future)`: `(position, started)` of the item of this call that runs now, `started` being
+  `time.monotonic()` of its real start (a time to come puts its time limit off); None while none runs. An
+  engine without it has its calls timed from when `Future.running()` was first seen true.
 - `kill(future)`: give up this running call now. Where the trait `kills` holds, it is really stopped;
   elsewhere its worker is replaced, so that it holds no slot any more.
-- `began(future)`: `time.monotonic()` of the moment when the call really started; None, or a time to come,
-  if it has not.
 - `watch(future, listener)`: pass on what the call reports of its progress (`video.scope.report`).
+
+A call that its engine lost fails with any exception; one that knows more raises `ChunkLost`.
 """
 
 from __future__ import annotations
@@ -21,7 +24,11 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import video.scope as scope
 from video.config import ParallelConfig
-from video.errors import NotPicklable, RemoteError, RemoteTraceback
+from video.errors import RemoteError, RemoteTraceback
+
+CHUNK_SECONDS = 0.2
+"""A chunk that has run this long gives back what it has not begun: it was sized for less work, and other
+workers may be idle. The upper end of the 50 to 200 ms that the planner aims at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,8 @@ class Traits:
     """A running item can be stopped, whatever it does."""
     remote: bool
     """Items may run on other machines."""
+    exact: bool = False
+    """A death names its item, and keeps what its chunk had finished; so chunks may have time limits."""
 
 
 class Executor(Protocol):
@@ -68,66 +77,74 @@ class Backend(Protocol):
 
 
 class Ran(NamedTuple):
-    """What became of a chunk: three plain sequences, since they are cheap to pickle."""
+    """What became of a chunk, or of its first items: plain sequences, since they are cheap to pickle."""
 
     values: list[Any]
-    """One for each item; None where it failed."""
+    """One for each item that ran; None where it failed."""
     seconds: list[float]
     errors: list[tuple[int, BaseException, str]]
-    """(position in the chunk, error, traceback text or "" where the error still has its own)"""
+    """(place in `values`, error, traceback text or "" where the error still has its own)"""
+    positions: Sequence[int] | None = None
+    """Where the values belong in the chunk; None: the first is the chunk's first, and so on."""
+    notes: Sequence[Any] = ()
+    """Logs, prints and warnings of the items, where no pipe carries them (`_forward`)."""
+
+
+class ChunkLost(Exception):
+    """A chunk that its engine lost, and what is known about it.
+
+    :param error: why, as the culprit's outcome will say it.
+    :param finished: what had finished before; kept.
+    :param position: in the chunk, of the item that ran when it was lost; None: none had begun, or it was between two.
+    :param certain: that item is to blame. Where a death takes other workers along (loky), nobody knows.
+    """
+
+    def __init__(
+        self, error: BaseException, finished: Ran, position: int | None = None, *, certain: bool = True
+    ) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.finished = finished
+        self.position = position
+        self.certain = certain
 
 
 def run_chunk(task: Callable[[Any], Any], items: Sequence[Any], threads: int) -> Ran:
-    """Run `task` on each item; what one raises costs that item alone.
+    """Run `task` on each item; what one raises costs that item alone. Ends early, with fewer values than
+    items, after `CHUNK_SECONDS`, or once its slot is given up.
 
     :param threads: native threads that an item may use.
     """
     slot = scope.current()
     if slot is None:
-        with scope.entered(scope.Slot(threads)):
-            return _run(task, items)
+        with scope.entered(scope.Slot(threads)) as slot:
+            return _run(task, items, slot)
     slot.threads = threads
-    return _run(task, items)
+    if slot.board is not None:  # this worker writes down, for its parent to read, which item it is on
+        return slot.board.run(task, items)  # type: ignore[no-any-return]  # see `_board`
+    return _run(task, items, slot)
 
 
-def _run(task: Callable[[Any], Any], items: Sequence[Any]) -> Ran:
+def _run(task: Callable[[Any], Any], items: Sequence[Any], slot: scope.Slot) -> Ran:
     values: list[Any] = []
     seconds: list[float] = []
     errors: list[tuple[int, BaseException, str]] = []
-    clock = time.perf_counter
-    for position, item in enumerate(items):
-        start = clock()
+    clock = time.monotonic
+    start = clock()
+    stop = start + CHUNK_SECONDS
+    for item in items:
         try:
             values.append(task(item))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001  # sys.exit() in an item must not end its worker
+            errors.append((len(values), error, ""))
             values.append(None)
-            errors.append((position, error, ""))
-        seconds.append(clock() - start)
-    return Ran(values, seconds, errors)
-
-
-def run_chunk_abroad(task: Callable[[Any], Any], items: Sequence[Any], threads: int) -> Ran:
-    """`run_chunk` in a worker across a process border: its errors are made fit to travel."""
-    ran = run_chunk(task, items, threads)
-    return ran._replace(errors=[(position, *portable(error)) for position, error, _ in ran.errors])
-
-
-async def run_coroutine(task: Callable[[Any], Any], items: Sequence[Any], threads: int) -> Ran:
-    """`run_chunk` for an `async def` task, one item after the other."""
-    scope.enter(scope.Slot(threads))
-    values: list[Any] = []
-    seconds: list[float] = []
-    errors: list[tuple[int, BaseException, str]] = []
-    for position, item in enumerate(items):
-        start = time.perf_counter()
-        try:
-            values.append(await task(item))
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # a cancellation must pass
-            values.append(None)
-            errors.append((position, error, ""))
-        seconds.append(time.perf_counter() - start)
+        end = clock()
+        seconds.append(end - start)
+        start = end
+        if end > stop or slot.cancelled.is_set():
+            break
     return Ran(values, seconds, errors)
 
 
@@ -152,19 +169,3 @@ def arrived(error: BaseException, text: str) -> BaseException:
     if text:
         error.__cause__ = RemoteTraceback(text)
     return error
-
-
-def without_unpicklable(ran: Ran, dumps: Callable[[Any], bytes]) -> Ran:
-    """`ran` with each value that `dumps` refuses replaced by an error of its own item."""
-    values, errors = list(ran.values), list(ran.errors)
-    for position, value in enumerate(values):
-        try:
-            dumps(value)
-        except Exception as error:  # noqa: BLE001  # whatever its pickling raises
-            values[position] = None
-            reason = NotPicklable(
-                f"the result, of type {type(value).__qualname__}, cannot be pickled ({error})",
-                cure="Return plain data, or use the thread engine.",
-            )
-            errors.append((position, reason, ""))
-    return Ran(values, ran.seconds, sorted(errors, key=lambda one: one[0]))
