@@ -15,9 +15,9 @@ FLOORS = [
     ["errors", "outcome", "events", "scope"],
     ["config", "models", "registry"],
     ["backends", "policies", "sources", "media", "telemetry"],
-    ["dedup", "plan", "selector", "batch", "runner", "bench"],
+    ["dedup", "plan", "selector", "reducer", "spot", "batch", "runner", "bench"],
     ["processors"],
-    ["__init__", "executor", "testing", "demo", "cli", "web", "__main__"],
+    ["__init__", "futures", "testing", "demo", "cli", "web", "__main__"],
 ]
 """From the ground up. A module may import from floors below its own, and on its own floor from modules to
 its left; families (folders) of one floor never import each other."""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from video import ParallelConfig
-from video.plan import TARGET_SECONDS, Choice, ChunkSizes, choose
+from video.plan import GROWTH, TARGET_SECONDS, Choice, ChunkSizes, choose
 
 
 def chosen(config: ParallelConfig | None = None, **how: object) -> Choice:
@@ -65,7 +65,7 @@ def test_a_chunk_has_at_least_one_item_and_at_most_the_limit(
     for seconds in history:
         before = sizes.next(None)
         sizes.observe(seconds)
-        assert sizes.next(None) <= 2 * before
+        assert sizes.next(None) <= GROWTH * before
     assert 1 <= sizes.next(left) <= limit
 
 

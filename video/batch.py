@@ -1,9 +1,6 @@
-"""One batch on one executor: the loop that draws items, leases them out in chunks, and collects outcomes.
+"""One batch on one executor: the loop between the reducer, which decides, and the engine, which runs.
 
-    items -> [fill] -> leases on the executor -> [wait] -> outcomes by index -> [due] -> caller
-
-A lease is a chunk that the executor has. A chunk that fails as a whole (its worker died, or something in it
-would not cross the border) is rerun one item at a time, so that only the culprit fails.
+    items -> [draw] -> reducer -> leases on the executor -> [wait] -> reducer -> runs of outcomes -> caller
 """
 
 from __future__ import annotations
@@ -14,38 +11,27 @@ import inspect
 import itertools
 import queue
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
+from threading import Lock
 from typing import Any, Generic, TypeVar
 
 from video import plan
-from video.backends.base import Executor, Ran, Traits, arrived, run_chunk, run_chunk_abroad, run_coroutine
+from video.backends.base import Executor, Ran, Traits, run_chunk, run_coroutines, run_packed
 from video.config import ParallelConfig
-from video.errors import ItemCancelled, ItemTimeout
+from video.errors import BatchFailed, ItemCancelled
 from video.events import Event, Kind, Observer, emit
 from video.outcome import Outcome
+from video.reducer import Lease, Reducer, Rules
+from video.spot import SpotChecks, SpotCheckWarning
 
 R = TypeVar("R")
 
-UNSTARTED_CHECK_SECONDS = 0.02
-"""How often a call that has a time limit and has not begun is looked at; a started one has a due time."""
 DRAW_SECONDS = 0.01
 """A slow input iterator may hold up the forming of a chunk this long; then the chunk goes as it is."""
-
-
-class Lease:
-    """A chunk that the executor has."""
-
-    __slots__ = ("attempts", "expired", "indexes", "items", "seen")
-
-    def __init__(self, indexes: Sequence[int], items: list[Any], attempts: int = 1) -> None:
-        self.attempts = attempts
-        self.indexes = indexes
-        self.items = items
-        self.expired = False
-        self.seen: float | None = None
-        """When it was first seen running, on an executor that does not say when it began."""
+PAUSE = object()
+"""An input that yields this has nothing to give just now; it calls `Batch.wake` when it has."""
 
 
 class Batch(Generic[R]):
@@ -68,221 +54,323 @@ class Batch(Generic[R]):
         self._items = items
         self._total = total
         self._executor = executor
+        self._traits = traits
         self._choice = choice
-        self._timeout = config.timeout
-        self._ordered = ordered
         self._observers = observers
+        self._kill = getattr(executor, "kill", None)
+        self._running = getattr(executor, "running", None)
 
+        self._lock = Lock()
+        """Held around the reducer, since `cancel` comes from other threads."""
+        self._done: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+        """(lease number, its future or a part of its results); 0: look again."""
         coroutine = is_coroutine_function(task)
-        self._run = run_coroutine if coroutine else run_chunk_abroad if traits.pickles else run_chunk
-        if traits.pickles:
-            from video.backends._pickling import Shipped
-
-            task = Shipped(task)  # type: ignore[assignment]  # it arrives as the task
-        self._task = task
-
-        width = choice.workers if total is None else max(1, min(choice.workers, total))
-        # A clock that runs on an item must not run on its neighbours; a coroutine shares its loop anyway.
-        alone = coroutine or self._timeout is not None
-        limit = 1 if alone else config.chunk_size or plan.LARGEST_CHUNK
-        self._sizes = plan.ChunkSizes(limit, width)
-        # One chunk more for each worker hides the way to and fro, but must not wait behind a stuck one.
-        self._most_leases = width if alone or choice.backend == "serial" else 2 * width
-        self._lookahead = config.lookahead or plan.LOOKAHEAD_EACH * width
-
-        self._leases: dict[Future[Ran], Lease] = {}
-        self._done: queue.SimpleQueue[Future[Ran] | None] = queue.SimpleQueue()
-        self._again: deque[tuple[int, Any]] = deque()
-        self._ready: dict[int, Outcome[R]] = {}
-        self._drawn = 0
-        self._handed = 0
-        self._exhausted = False
+        self._call = Call(task, coroutine, executor, traits, choice.threads, self._done.put)
+        self._reducer = self._make_reducer(coroutine, ordered, config)
+        self._checks = SpotChecks(task, config.spot_check) if config.spot_check else None
+        self._futures: dict[int, Future[Any]] = {}
+        self._seen: dict[int, float] = {}
+        """When a call was first seen running, on an executor that does not say when it began."""
         self._input_error: Exception | None = None
+        self._paused = False
+        """The input has nothing to give just now."""
         self._stopped = False
         self._abandoned = False
         self._finished = False
 
+    def _make_reducer(self, coroutine: bool, ordered: bool, config: ParallelConfig) -> Reducer:
+        choice, total, traits = self._choice, self._total, self._traits
+        width = choice.workers if total is None else max(1, min(choice.workers, total))
+        timed = config.timeout is not None
+        # A clock that runs on an item must not run on its neighbours, unless a board tells them apart.
+        alone = timed and not traits.exact
+        limit = 1 if alone else config.chunk_size or plan.LARGEST_CHUNK
+        if config.max_items_per_worker is not None:
+            limit = min(limit, config.max_items_per_worker)
+        # One chunk more for each worker hides the way to and fro, but must not wait behind a stuck one.
+        most = width if alone or choice.backend == "serial" else 2 * width
+        rules = Rules(
+            width=width,
+            most_leases=2 * width if coroutine else most,
+            lookahead=config.lookahead or plan.LOOKAHEAD_EACH * width,
+            timeout=config.timeout,
+            ordered=ordered,
+            fast=config.fail == "fast",
+            max_kills=config.max_kills,
+            max_memory_kills=config.max_memory_kills,
+            by_items=coroutine,
+            forgets=self._kill is not None,
+        )
+        return Reducer(rules, plan.ChunkSizes(limit, width), total)
+
     def rounds(self) -> Generator[list[Outcome[R]], None, None]:
         """Outcomes in lists, as soon as there are any."""
         started = time.perf_counter()
-        choice = self._choice
+        choice, reducer = self._choice, self._reducer
         self._tell(Kind.BATCH_STARTED, total=self._total, workers=choice.workers, message=choice.reason)
         try:
             while not self._stopped:
                 if self._abandoned:
                     raise ItemCancelled("its runner was closed while the batch ran")
                 room = self._fill()
-                if self._leases:
+                if self._futures or self._paused:
                     self._wait(block=not room)
                 if due := self._due():
                     yield due
-                if self._exhausted and self._handed == self._drawn:
+                if reducer.finished:
                     break
+            if reducer.failed is not None:
+                raise self._batch_failed(reducer.failed)
             if self._input_error is not None:
                 raise self._input_error
+            if self._checks is not None:
+                self._spot_check(self._checks)
         finally:
             self._finished = True
             self._leave()
-            self._tell(Kind.BATCH_FINISHED, total=self._handed, seconds=time.perf_counter() - started)
+            self._tell(Kind.BATCH_FINISHED, total=reducer.handed, seconds=time.perf_counter() - started)
 
     def stop(self) -> None:
         """End `rounds`, from any thread."""
         self._stopped = True
-        self._done.put(None)
+        self.wake()
+
+    def wake(self) -> None:
+        """Make `rounds` look again, from any thread."""
+        self._done.put((0, None))
 
     def abandon(self) -> None:
         """Give up what runs, and make `rounds` raise, from any thread."""
         if not self._finished:
             self._abandoned = True
             self._leave()
-            self._done.put(None)
+            self.wake()
+
+    def cancel(self, index: int) -> bool:
+        """See `video.runner.Stream.cancel`; from any thread."""
+        with self._lock:
+            lease = self._reducer.holder(index)
+            if lease is not None and not self._traits.kills:
+                return False  # it would run on
+            running = None if lease is None else self._runs(lease.number)
+            cancelled, number = self._reducer.cancel(index, running, time.monotonic())
+            if number is not None:
+                self._give_up(number)
+        self.wake()
+        return cancelled
 
     def _fill(self) -> bool:
         """Lease what can be drawn at once; True if there may be more to draw."""
-        while len(self._leases) < self._most_leases:
-            started = time.monotonic()
-            lease = self._draw()
-            if lease is None:
-                return False
-            try:
-                future = self._executor.submit(self._run, self._task, lease.items, self._choice.threads)
-            except Exception as error:  # noqa: BLE001  # an executor may break down in any way
-                future = Future()
-                future.set_exception(error)
-            self._leases[future] = lease
-            if self._observers and len(lease.items) == 1 and hasattr(self._executor, "watch"):
-                self._executor.watch(future, functools.partial(self._report, lease.indexes[0]))
-            future.add_done_callback(self._done.put)
-            if time.monotonic() - started > DRAW_SECONDS:
+        reducer, started = self._reducer, time.monotonic()
+        while True:
+            now = time.monotonic()
+            with self._lock:
+                lease = reducer.next_lease(now)
+            if isinstance(lease, int):
+                # The input is the caller's code, and may take its time: not under the lock.
+                items = self._draw(lease) if lease else []
+                if not items:
+                    return False
+                with self._lock:
+                    lease = reducer.drew(items, time.monotonic())
+            self._submit(lease)
+            if now - started > DRAW_SECONDS:
                 return True  # a slow input must not hold up what is ready, or the time limits
-        return False
 
-    def _report(self, index: int, fraction: float, words: str) -> None:
-        self._tell(Kind.ITEM_PROGRESS, index=index, fraction=fraction, message=words)
-
-    def _draw(self) -> Lease | None:
-        if self._again:
-            index, item = self._again.popleft()
-            return Lease((index,), [item], attempts=2)
-        room = self._lookahead - (self._drawn - self._handed)
-        if self._exhausted or room < 1:
-            return None
-        left = None if self._total is None else max(1, self._total - self._drawn)
-        size = min(room, self._sizes.next(left))
+    def _draw(self, size: int) -> list[Any]:
         items: list[Any] = []
+        self._paused = False
         patience = time.monotonic() + DRAW_SECONDS
         try:
             for item in itertools.islice(self._items, size):
+                if item is PAUSE:
+                    self._paused = True
+                    break
                 items.append(item)
                 if time.monotonic() > patience:
                     break
             else:
-                self._exhausted = len(items) < size
+                self._reducer.ended = len(items) < size
         except Exception as error:  # noqa: BLE001  # it is the caller's, and is raised to him at the end
-            self._input_error, self._exhausted = error, True
-        if not items:
-            return None
-        first, self._drawn = self._drawn, self._drawn + len(items)
-        return Lease(range(first, self._drawn), items)
+            self._input_error, self._reducer.ended = error, True
+        if self._checks is not None:
+            self._checks.drew(self._reducer.drawn, items)
+        return items
+
+    def _submit(self, lease: Lease) -> None:
+        number = lease.number
+        try:
+            future = self._executor.submit(*self._call.of(lease))
+        except Exception as error:  # noqa: BLE001  # an executor may break down in any way
+            future = Future()
+            future.set_exception(error)
+        self._futures[number] = future
+        if self._observers and len(lease.items) == 1 and hasattr(self._executor, "watch"):
+            self._executor.watch(future, functools.partial(self._report, lease.indexes[0]))
+        future.add_done_callback(lambda done: self._done.put((number, done)))
+
+    def _report(self, index: int, fraction: float, words: str) -> None:
+        self._tell(Kind.ITEM_PROGRESS, index=index, fraction=fraction, message=words)
 
     def _wait(self, *, block: bool) -> None:
-        """Take what has finished; with `block` wait until something has, or until a time limit is due."""
+        """Take what has happened; with `block` wait until something has, or until a time limit is due."""
+        reducer, happened = self._reducer, self._done
         with contextlib.suppress(queue.Empty):
-            future = self._done.get(block, self._next_check() if block else None)
-            while True:
-                if future is not None:
-                    self._take(future)
-                future = self._done.get_nowait()
-        if self._timeout is not None:
-            self._expire(self._timeout)
+            wait = None
+            if block and (at := reducer.check_at()) < float("inf"):
+                wait = max(0.0, at - time.monotonic())
+            number, what = happened.get(block, wait)
+            with self._lock:
+                while True:
+                    self._take(number, what)
+                    number, what = happened.get_nowait()
+        now = time.monotonic()
+        if reducer.check_at() <= now:
+            with self._lock:
+                running = {lease.number: self._runs(lease.number) for lease in reducer.leases()}
+                for number in reducer.overdue(now, running):
+                    self._give_up(number)
 
-    def _take(self, future: Future[Ran]) -> None:
-        lease = self._leases.pop(future, None)
-        if lease is None or lease.expired or self._stopped or self._abandoned:
+    def _take(self, number: int, what: Any) -> None:
+        reducer = self._reducer
+        if number == 0 or self._stopped or self._abandoned:
             return
-        error = ItemCancelled("its engine cancelled it") if future.cancelled() else future.exception()
-        if error is None:
-            self._keep(lease, future.result())
-        elif len(lease.items) == 1:
-            began = self._began(future, lease)
-            seconds = 0.0 if began is None else max(0.0, time.monotonic() - began)
-            self._finish(Outcome(lease.indexes[0], None, error, lease.attempts, seconds))
+        if isinstance(what, Ran):
+            reducer.returned(number, what, last=False)
+            return
+        self._futures.pop(number, None)
+        self._seen.pop(number, None)
+        if what.cancelled():
+            reducer.lost(number, ItemCancelled("its engine cancelled it"))
+        elif (error := what.exception()) is not None:
+            reducer.lost(number, error)
         else:
-            self._again.extend(zip(lease.indexes, lease.items, strict=True))
-            self._tell(Kind.ITEMS_RERUN, total=len(lease.items), error=error)
+            try:
+                ran = self._call.read(what.result())
+            except Exception as failure:  # noqa: BLE001  # whatever a result's own code raises
+                reducer.lost(number, failure)
+            else:
+                reducer.returned(number, ran)
+        if reducer.reruns:
+            for count, reason in reducer.reruns:
+                self._tell(Kind.ITEMS_RERUN, total=count, error=reason)
+            reducer.reruns.clear()
 
-    def _keep(self, lease: Lease, ran: Ran) -> None:
-        self._sizes.observe(ran.seconds)
-        errors = {position: arrived(error, text) for position, error, text in ran.errors}
-        for position, index in enumerate(lease.indexes):
-            error = errors.get(position) if errors else None
-            seconds = ran.seconds[position]
-            self._finish(Outcome(index, ran.values[position], error, lease.attempts, seconds))
+    def _give_up(self, number: int) -> None:
+        future = self._futures.get(number)
+        if future is not None and self._kill is not None:
+            self._kill(future)
 
-    def _finish(self, outcome: Outcome[R]) -> None:
-        self._ready[outcome.index] = outcome
-        if self._observers:
-            kind = Kind.ITEM_FINISHED if outcome.ok else Kind.ITEM_FAILED
-            self._tell(kind, index=outcome.index, seconds=outcome.seconds, error=outcome.error)
+    def _runs(self, number: int) -> tuple[int, float] | None:
+        """Position and start of the item of a lease that runs now."""
+        future = self._futures.get(number)
+        if future is None or future.done():
+            return None
+        if self._running is not None:
+            return self._running(future)  # type: ignore[no-any-return]  # as `backends.base` says
+        if number not in self._seen and future.running():
+            self._seen[number] = time.monotonic()
+        return (0, self._seen[number]) if number in self._seen else None
 
     def _due(self) -> list[Outcome[R]]:
-        if self._ordered:
-            due = []
-            while (outcome := self._ready.pop(self._handed, None)) is not None:
-                due.append(outcome)
-                self._handed += 1
-            return due
-        due, self._ready = list(self._ready.values()), {}
-        self._handed += len(due)
+        with self._lock:
+            runs = self._reducer.due()
+        due = runs[0] if len(runs) == 1 else [outcome for run in runs for outcome in run]
+        if self._observers:
+            for outcome in due:
+                kind = Kind.ITEM_FINISHED if outcome.ok else Kind.ITEM_FAILED
+                self._tell(kind, index=outcome.index, seconds=outcome.seconds, error=outcome.error)
+        if self._checks is not None:
+            self._checks.finished(due)
         return due
 
-    def _began(self, future: Future[Ran], lease: Lease) -> float | None:
-        began = getattr(self._executor, "began", None)
-        if began is not None:
-            return began(future)  # type: ignore[no-any-return]  # as `backends.base` says
-        if lease.seen is None and future.running():
-            lease.seen = time.monotonic()
-        return lease.seen
+    def _batch_failed(self, failed: Outcome[R]) -> BatchFailed:
+        reducer = self._reducer
+        outcomes = reducer.unhanded()
+        running, waiting = [], reducer.waiting()
+        for lease in reducer.leases():
+            at = self._runs(lease.number)
+            for position, index in enumerate(lease.indexes):
+                if position not in lease.settled:
+                    # What an engine without a board has, may have begun.
+                    begun = position == at[0] if at is not None and self._traits.exact else at is not None
+                    (running if begun else waiting).append(index)
+        error = BatchFailed(
+            f"item {failed.index} failed, which ends the batch ({type(failed.error).__name__}: {failed.error})",
+            failed=failed.index,
+            outcomes=outcomes,
+            done=[*range(reducer.handed), *(outcome.index for outcome in outcomes)],
+            running=running,
+            waiting=sorted(waiting),
+        )
+        error.__cause__ = failed.error
+        return error
 
-    def _next_check(self) -> float | None:
-        """Seconds until a time limit may be due, or None if none can be."""
-        if self._timeout is None:
-            return None
-        wait = self._timeout
-        for future, lease in self._leases.items():
-            if not lease.expired:
-                began, now = self._began(future, lease), time.monotonic()
-                if began is None or began > now:
-                    return UNSTARTED_CHECK_SECONDS
-                wait = min(wait, began + self._timeout - now)
-        return max(0.0, wait)
-
-    def _expire(self, timeout: float) -> None:
-        now = time.monotonic()
-        kill = getattr(self._executor, "kill", None)
-        for future, lease in list(self._leases.items()):
-            began = self._began(future, lease)
-            if lease.expired or future.done() or began is None or now - began < timeout:
-                continue
-            lease.expired = True
-            if kill is not None:
-                kill(future)
-                del self._leases[future]
-            error = ItemTimeout(
-                f"ran longer than its limit of {timeout:g} s", cure="Raise `timeout`, or look at this input."
-            )
-            self._finish(Outcome(lease.indexes[0], None, error, lease.attempts, now - began))
+    def _spot_check(self, checks: SpotChecks) -> None:
+        for index, values in checks.differences():
+            message = f"item {index}: {self._choice.backend} gave {values[0]!r}, the caller's process {values[1]!r}"
+            self._tell(Kind.SPOT_CHECK_DIFFERED, index=index, message=message, values=values)
+            warnings.warn(f"spot check: {message}", SpotCheckWarning, stacklevel=2)
 
     def _leave(self) -> None:
         """Cancel what waits, give up what runs."""
-        kill = getattr(self._executor, "kill", None)
-        for future in list(self._leases):
-            if not future.cancel() and kill is not None:
-                kill(future)
+        for future in list(self._futures.values()):
+            if not future.cancel() and self._kill is not None:
+                self._kill(future)
 
     def _tell(self, kind: Kind, **fields: Any) -> None:
         if self._observers:
             emit(self._observers, Event(kind, self._choice.backend, **fields))
+
+
+class Call:
+    """How a lease is said to the engine, and how its answer is read.
+
+    :param hand: takes (lease number, results) of items that are done before their lease is.
+    """
+
+    def __init__(
+        self,
+        task: Callable[[Any], Any],
+        coroutine: bool,
+        executor: Executor,
+        traits: Traits,
+        threads: int,
+        hand: Callable[[tuple[int, Ran]], None],
+    ) -> None:
+        self._threads = threads
+        self._hand = hand
+        self._coroutine = coroutine
+        self._packs = False
+        if traits.pickles:
+            from video.backends import _forward, _pickling
+
+            task = _pickling.Shipped(task)  # type: ignore[assignment]  # it arrives as the task
+            # An executor that only submits breaks on much that pickles badly, and carries no logs.
+            self._packs = not getattr(executor, "packs", False)
+            self._pickling, self._forward, self._levels = _pickling, _forward, _forward.levels()
+        self._task = task
+
+    def of(self, lease: Lease) -> tuple[Any, ...]:
+        """What to submit.
+
+        :raises NotPicklable: if an item cannot cross.
+        """
+        if self._coroutine:
+            number, hand = lease.number, self._hand
+            return run_coroutines, self._task, lease.items, self._threads, lambda ran: hand((number, ran))
+        if self._packs:
+            items = self._pickling.dumps_by_value(lease.items)
+            return run_packed, self._task, items, self._threads, self._levels
+        return run_chunk, self._task, lease.items, self._threads
+
+    def read(self, answer: Any) -> Ran:
+        if not self._packs:
+            return answer  # type: ignore[no-any-return]  # what `run_chunk` returns
+        ran: Ran = self._pickling.loads(answer)
+        for note in ran.notes:
+            self._forward.replay(note)
+        return ran
 
 
 def is_coroutine_function(task: Callable[..., Any]) -> bool:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 logger = logging.getLogger("video")
 
@@ -17,6 +18,8 @@ class Kind(StrEnum):
     ITEM_FINISHED = "item_finished"
     ITEM_FAILED = "item_failed"
     ITEMS_RERUN = "items_rerun"
+    SPOT_CHECK_DIFFERED = "spot_check_differed"
+    ENGINE_REPLACED = "engine_replaced"
     BATCH_FINISHED = "batch_finished"
 
 
@@ -36,6 +39,8 @@ class Event:
     """Share of an item's work that is done, 0 to 1, as its task reports it."""
     error: BaseException | None = None
     message: str = ""
+    values: tuple[Any, Any] | None = None
+    """Of a spot check: what the engine gave, and what the caller's own process gave."""
     at: float = field(default_factory=time.time)
     """Seconds since the epoch."""
 

@@ -157,6 +157,8 @@ backends = Registry(
         "serial": ("video.backends.serial:SerialBackend", None),
         "thread": ("video.backends.thread:ThreadBackend", None),
         "process": ("video.backends.process:ProcessBackend", None),
+        "joblib": ("video.backends.joblib:JoblibBackend", "joblib"),
+        "dask": ("video.backends.dask:DaskBackend", "dask"),
         "async": ("video.backends.loop:LoopBackend", None),
     },
     BackendUnavailable,

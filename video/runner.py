@@ -8,20 +8,21 @@ import contextvars
 import dataclasses
 import functools
 import os
+import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sized
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import video.scope as scope
 from video import plan, registry
 from video.backends.base import Executor, Traits
 from video.batch import Batch, is_coroutine_function
 from video.config import BackendType, ParallelConfig
-from video.errors import ConfigError
-from video.events import Observer
+from video.errors import BackendUnavailable, ConfigError
+from video.events import Event, Kind, Observer, emit
 from video.outcome import Outcome
 
 T = TypeVar("T")
@@ -43,6 +44,8 @@ class Runner:
         self._observers = tuple(observers)
         self._opening = Lock()
         self._open: dict[str, tuple[Executor, Traits]] = {}
+        self._replaced: dict[str, str] = {}
+        """Engines that cannot start, and what does their work."""
         self._running: weakref.WeakSet[Batch[Any]] = weakref.WeakSet()
         self._pid = os.getpid()
         self._finalizer = weakref.finalize(self, _shut, self._open, self._pid)
@@ -68,9 +71,9 @@ class Runner:
         total: int | None = None,
         backend: str | None = None,
         usual: str = "thread",
-    ) -> Generator[Outcome[R], None, None]:
+    ) -> Stream[R]:
         """Outcomes one by one, as they come. Arguments and errors: see `rounds`."""
-        return _flat(self.rounds(task, items, ordered=ordered, total=total, backend=backend, usual=usual))
+        return Stream(self._batch(task, items, ordered, total, backend, usual))
 
     def rounds(
         self,
@@ -93,6 +96,7 @@ class Runner:
         :param usual: the engine that AUTO falls back on (see `video.plan.choose`).
         :raises ConfigError: if the engine cannot run this task.
         :raises UnknownName, MissingDependency, BackendUnavailable: if there is no such engine here.
+        :raises BatchFailed: with `fail="fast"`, at the first failure.
         :raises Exception: what `items` itself raises, after the outcomes of all that was drawn before.
         """
         return self._batch(task, items, ordered, total, backend, usual).rounds()
@@ -135,6 +139,7 @@ class Runner:
         with self._opening:
             for batch in list(self._running):
                 batch.abandon()
+            self._replaced.clear()
             _shut(self._open, self._pid)
 
     def __enter__(self) -> Self:
@@ -179,8 +184,7 @@ class Runner:
             raise ConfigError(f"the task is {task!r}", cure="It takes a function of one item.")
         if total is None and isinstance(items, Sized):
             total = len(items)
-        choice = self.choose(task, total, backend=backend, usual=usual)
-        executor, traits = self._executor(choice)
+        choice, executor, traits = self._engine(self.choose(task, total, backend=backend, usual=usual))
         if is_coroutine_function(task) and not traits.coroutines:
             raise ConfigError(
                 f"the {choice.backend} engine cannot run an `async def` task", cure='Use backend="async".'
@@ -194,15 +198,74 @@ class Runner:
             self._running.add(batch)
         return batch
 
-    def _executor(self, choice: plan.Choice) -> tuple[Executor, Traits]:
+    def _engine(self, choice: plan.Choice) -> tuple[plan.Choice, Executor, Traits]:
+        """The engine that was chosen; where it cannot start, the next simpler one, with one warning."""
         with self._opening:
             if self._pid != os.getpid():  # after a fork: the workers are the parent's
                 self._pid = os.getpid()
                 self._open.clear()
-            if choice.backend not in self._open:
-                backend = registry.backends.get(choice.backend)(self.config)
-                self._open[choice.backend] = backend.open(choice.workers), backend.traits
-            return self._open[choice.backend]
+            while True:
+                name = self._replaced.get(choice.backend, choice.backend)
+                if name != choice.backend:
+                    choice = plan.instead(choice, name)
+                try:
+                    return choice, *self._executor(choice)
+                except BackendUnavailable as error:
+                    simpler = plan.SIMPLER.get(name)
+                    holds = simpler != "serial" or self.config.timeout is None
+                    if self.config.strict or simpler is None or not holds:
+                        raise
+                    self._replaced[name] = simpler
+                    message = f"the {name} engine cannot start, {simpler} is used instead: {error}"
+                    emit(self._observers, Event(Kind.ENGINE_REPLACED, simpler, message=message, error=error))
+                    # stacklevel: whoever called `map`, `stream` or `rounds`
+                    warnings.warn(message, EngineReplacedWarning, stacklevel=4)
+
+    def _executor(self, choice: plan.Choice) -> tuple[Executor, Traits]:
+        if choice.backend not in self._open:
+            backend = registry.backends.get(choice.backend)(self.config)
+            self._open[choice.backend] = backend.open(choice.workers), backend.traits
+        return self._open[choice.backend]
+
+
+class EngineReplacedWarning(RuntimeWarning):
+    """An engine cannot start here, and a simpler one does its work."""
+
+
+class Stream(Generic[R]):
+    """Outcomes of a running batch, one by one. Leaving it (`close`, or the end of a `with` block) cancels
+    what waits and gives up what runs."""
+
+    def __init__(self, batch: Batch[R]) -> None:
+        self._batch = batch
+        self._outcomes = _flat(batch.rounds())
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Outcome[R]:
+        return next(self._outcomes)
+
+    def cancel(self, index: int) -> bool:
+        """Cancel one item, from any thread; its outcome is an `ItemCancelled`.
+
+        An item that runs is stopped where the engine's trait `kills` holds. One that has not begun but
+        travels in a chunk with others may still run; its result is then dropped.
+
+        :return: False if it has ended, was not drawn yet, or runs where nothing can stop it.
+        """
+        return self._batch.cancel(index)
+
+    def close(self) -> None:
+        self._outcomes.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def _flat(rounds: Generator[list[Outcome[R]], None, None]) -> Generator[Outcome[R], None, None]:

@@ -126,19 +126,27 @@ class Desk(_Mapped):
         super().__init__(fd)
         self._send_part = send_part
 
+    def begin(self) -> None:
+        """A call is unpickled and starts."""
+        self._cells[STARTED] = time.monotonic()
+        self._cells[POSITION] = 0.0
+
+    def end(self) -> None:
+        """It has returned; its result is on its way."""
+        self._cells[STARTED] = time.monotonic()
+        self._cells[POSITION] = ENDED
+
     def run(self, task: Callable[[Any], Any], items: Sequence[Any]) -> Ran:
         """As `base.run_chunk`; returns what has not gone up the pipe yet."""
-        cells = self._cells
+        cells, ends, memory = self._cells, self._ends, self._bytes
         values: list[Any] = []
         seconds: list[float] = []
         errors: list[tuple[int, BaseException, str]] = []
-        count, at, alone = 0, DATA, len(items) == 1
-        clock = time.monotonic
+        dumps, clock = pickle.dumps, time.monotonic
+        last, count, at = len(items) - 1, 0, DATA
         start = clock()
         stop = start + CHUNK_SECONDS
-        cells[COUNT] = cells[BASE] = 0.0
-        position = 0
-        for item in items:
+        for position, item in enumerate(items):
             cells[STARTED] = start
             cells[POSITION] = position
             error = None
@@ -147,35 +155,59 @@ class Desk(_Mapped):
             except KeyboardInterrupt:
                 raise
             except BaseException as failure:  # noqa: BLE001  # sys.exit() must not end the worker
-                value = None
-                error = failure
+                value, error = None, portable(failure)
             end = clock()
             took = end - start
-            position += 1
+            if error is not None:
+                errors.append((len(values), *error))
             values.append(value)
             seconds.append(took)
-            if error is not None:
-                one, text = portable(error)
-                errors.append((len(values) - 1, one, text))
-                record = None if alone else _record(None, took, one, text)
-            elif alone:
+            if last and (position < last or took < LONG_SECONDS):
                 record = None
-            elif took > LONG_SECONDS or (type(value) in _FLAT and len(value) > LARGE_BYTES):
-                record = None
-            else:
-                record = _record(value, took)
-            ...
+                if took < LONG_SECONDS:
+                    if error is None and type(value) in _SCALARS:
+                        record = dumps((value, took, None, ""), 5)
+                    else:
+                        record = _record(value, took, *(error or (None, "")))
+                if record is not None and at + len(record) <= SIZE and count < MOST_RECORDS:
+                    start, at = at, at + len(record)
+                    memory[start:at] = record
+                    ends[count] = at
+                    count += 1
+                    cells[COUNT] = count
+                elif position < last:
+                    self._send_part(Ran(values, seconds, errors))
+                    values, seconds, errors = [], [], []
+                    # In this order: whoever reads in between finds records that it knows already.
+                    cells[COUNT] = 0.0
+                    cells[BASE] = position + 1
+                    count, at = 0, DATA
+                    end = clock()  # what sending took is not the next item's time
+            start = end
+            if end > stop:
+                break
+        self.end()
         return Ran(values, seconds, errors)
 
 
-def _record(value: Any, seconds: float, error: BaseException | None = None, text: str = "") -> bytes | None:
-    ...
-
-
+_SCALARS = frozenset({type(None), bool, int, float})
 _FLAT = (bytes, str, bytearray)
 
 
+def _record(value: Any, seconds: float, error: BaseException | None, text: str) -> bytes | None:
+    """The result of a short item as bytes; None: it is large, or not for plain pickle, and takes the pipe."""
+    if type(value) in _FLAT and len(value) > LARGE_BYTES:
+        return None
+    large: list[pickle.PickleBuffer] = []
+    try:
+        record = pickle.dumps((value, seconds, error, text), 5, buffer_callback=large.append)
+    except Exception:  # noqa: BLE001  # pickling runs foreign code; the pipe will say what is wrong
+        return None
+    return None if large else record
+
+
 def unreadable(error: BaseException) -> NotPicklable:
+    """The error of an item whose result arrived and cannot be unpickled."""
     return NotPicklable(
         f"the result does not unpickle ({type(error).__name__}: {error})",
         cure="Return plain data, or use the thread engine.",

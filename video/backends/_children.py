@@ -9,10 +9,10 @@ import socket
 import subprocess
 import sys
 import threading
-from multiprocessing.connection import Connection
 from typing import Protocol
 
 from video.backends import _nursery, _worker
+from video.backends._wire import Wire
 
 LEAVE_SECONDS = 2.0
 """How long an idle child, or the fork server, may take to leave before it is killed."""
@@ -23,7 +23,7 @@ BIRTH_SECONDS = 1.0
 class Child(Protocol):
     """One worker process, seen from its parent."""
 
-    connection: Connection
+    wire: Wire
 
     def dismiss(self) -> None:
         """Close the pipe, which tells it to leave."""
@@ -58,7 +58,7 @@ class Nursery:
         self._listener = threading.Thread(target=self._listen, name="video-nursery", daemon=True)
         self._listener.start()
 
-    def fork(self) -> NurseryChild:
+    def fork(self, board_fd: int) -> NurseryChild:
         ours, theirs = socket.socketpair()
         child = NurseryChild(self, ours)
         with self._asking, theirs:
@@ -68,7 +68,7 @@ class Nursery:
                 self._born.append(child)
                 with contextlib.suppress(OSError):  # the listener sees its end and tells every child
                     record = _nursery.RECORD.pack(_nursery.FORK, 0, 0)
-                    socket.send_fds(self._control, [record], [theirs.fileno()])
+                    socket.send_fds(self._control, [record], [theirs.fileno(), board_fd])
         return child
 
     def kill(self, pid: int) -> None:
@@ -121,7 +121,7 @@ class NurseryChild:
     def __init__(self, nursery: Nursery, end: socket.socket) -> None:
         self._nursery = nursery
         self._socket = end
-        self.connection = Connection(os.dup(end.fileno()))
+        self.wire = Wire(end.dup())
         self._born = threading.Event()
         self._ended = threading.Event()
         self._pid = 0
@@ -143,7 +143,7 @@ class NurseryChild:
     def dismiss(self) -> None:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        self.connection.close()
+        self.wire.close()
 
     def kill(self) -> None:
         if not self._born.wait(BIRTH_SECONDS):
@@ -159,15 +159,15 @@ class NurseryChild:
 class SpawnedChild:
     """A worker with an interpreter of its own, and a thread that waits for its end."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, board_fd: int) -> None:
         self._socket, theirs = socket.socketpair()
-        self.connection = Connection(os.dup(self._socket.fileno()))
+        self.wire = Wire(self._socket.dup())
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
-                _worker.command(_import_path(), theirs.fileno()),
+                _worker.command(_import_path(), theirs.fileno(), board_fd),
                 env=dict(os.environ) | _worker.thread_environment(threads, dict(os.environ)),
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), board_fd],
                 start_new_session=True,
             )
         self._reaping = threading.Lock()
@@ -177,7 +177,7 @@ class SpawnedChild:
     def dismiss(self) -> None:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        self.connection.close()
+        self.wire.close()
 
     def kill(self) -> None:
         with self._reaping:  # while it is not reaped, its number is not given to another

@@ -12,7 +12,7 @@ in every worker, and leaves a killed worker's own children alive. Here
 
 Records, both ways, are `RECORD`: a letter, a process id, a wait status.
 
-    parent -> nursery   FORK (with the worker's end of a socket pair) | KILL pid
+    parent -> nursery   FORK (with the worker's end of a socket pair, and its board) | KILL pid
     nursery -> parent   BORN pid | UNBORN: there was no memory or process to be had | DEAD pid status
 """
 
@@ -29,7 +29,6 @@ import struct
 import sys
 import time
 import traceback
-from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 GRACE_SECONDS = 1.0
@@ -84,14 +83,14 @@ def _serve(control: socket.socket) -> None:
                 os.read(woken, 4096)
                 _reap(control, alive)
             if control.fileno() in ready:
-                record, fds, _, _ = socket.recv_fds(control, RECORD.size, 1)
+                record, fds, _, _ = socket.recv_fds(control, RECORD.size, 2)
                 if len(record) < RECORD.size:
                     return
                 letter, pid, _ = RECORD.unpack(record)
                 if letter == FORK:
-                    _fork(control, fds[0], alive)
+                    _fork(control, fds, alive)
                 elif pid in alive:
-                    _kill_group(pid)
+                    _kill_tree(pid)
     except (BrokenPipeError, ConnectionResetError):
         return  # the parent is gone
     finally:
@@ -114,21 +113,26 @@ def _has_ended(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _fork(control: socket.socket, fd: int, alive: set[int]) -> None:
+def _fork(control: socket.socket, fds: list[int], alive: set[int]) -> None:
     try:
         pid = os.fork()
     except OSError:
-        os.close(fd)
+        _close(fds)
         control.sendall(RECORD.pack(UNBORN, 0, 0))
         return
     if pid == 0:
-        _become_worker(control, fd)
-    os.close(fd)
+        _become_worker(control, fds)
+    _close(fds)
     alive.add(pid)
     control.sendall(RECORD.pack(BORN, pid, 0))
 
 
-def _become_worker(control: socket.socket, fd: int) -> NoReturn:
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _become_worker(control: socket.socket, fds: list[int]) -> NoReturn:
     status = 1
     try:
         os.setsid()
@@ -139,7 +143,7 @@ def _become_worker(control: socket.socket, fd: int) -> NoReturn:
             sys.modules["numpy.random"].seed()
         from video.backends._worker import serve
 
-        serve(Connection(fd))
+        serve(socket.socket(fileno=fds[0]), fds[1])
         status = 0
     except BaseException:  # noqa: BLE001  # nothing may get past the fork
         traceback.print_exc()
@@ -158,6 +162,32 @@ def _reap(control: socket.socket, alive: set[int]) -> None:
         _, status = os.waitpid(pid, 0)
         alive.discard(pid)
         control.sendall(RECORD.pack(DEAD, pid, status))
+
+
+def _kill_tree(pid: int) -> None:
+    """Kill a worker, its group, and those of its descendants that have left the group."""
+    family = _descendants(pid)
+    _kill_group(pid)
+    for one in family:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(one, signal.SIGKILL)
+
+
+def _descendants(pid: int) -> list[int]:
+    """Processes below `pid`, by what /proc says of each one's parent; empty where it does not say."""
+    parents: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    parent = int(file.read().rpartition(b")")[2].split()[1])
+                parents.setdefault(parent, []).append(int(name))
+    found, waiting = [], [pid]
+    while waiting:
+        children = parents.get(waiting.pop(), [])
+        found += children
+        waiting += children
+    return found
 
 
 def _kill_group(pid: int) -> None:

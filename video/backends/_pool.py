@@ -18,6 +18,8 @@ from concurrent.futures import Future
 from typing import Any
 
 import video.scope as scope
+from video.errors import BackendUnavailable
+from video.events import logger
 
 LOST_SECONDS = 3.0
 """How long closing waits for threads that were given up; one stuck in foreign code never ends."""
@@ -45,6 +47,8 @@ class Seat:
     def __init__(self) -> None:
         self.slot = scope.Slot()
         self.lost = False
+        self.broken: BaseException | None = None
+        """What its initializer raised."""
         self.call: Call | None = None
         self.thread: threading.Thread | None = None
 
@@ -52,8 +56,17 @@ class Seat:
 class Pool:
     """Threads on demand, up to `workers`. Subclasses say how a seat is made, runs a call and is left."""
 
-    def __init__(self, workers: int, name: str) -> None:
+    def __init__(
+        self,
+        workers: int,
+        name: str,
+        initializer: Callable[[], object] | None = None,
+        finalizer: Callable[[], object] | None = None,
+    ) -> None:
+        """:param initializer, finalizer: called in each thread before its first call, and on its leaving."""
         self._workers = workers
+        self._initializer = initializer
+        self._finalizer = finalizer
         self._names = (f"{name}-{number}" for number in itertools.count())
         self._queue: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
@@ -72,9 +85,9 @@ class Pool:
                 self._add_seat()
         return call
 
-    def began(self, call: Future[Any]) -> float | None:
+    def running(self, call: Future[Any]) -> tuple[int, float] | None:
         assert isinstance(call, Call)
-        return call.began
+        return None if call.began is None else (0, call.began)
 
     def watch(self, call: Future[Any], listener: Callable[[float, str], None]) -> None:
         """Pass on what the call reports; `listener` is called in another thread."""
@@ -141,6 +154,7 @@ class Pool:
     def _work(self, seat: Seat) -> None:
         scope.enter(seat.slot)
         try:
+            self._initialize(seat)
             while not seat.lost:
                 try:
                     call = self._queue.get_nowait()
@@ -152,6 +166,8 @@ class Pool:
                 if not self._begin(call, seat):
                     continue
                 try:
+                    if seat.broken is not None:
+                        raise initializer_failed(seat.broken)
                     result = self.run(call, seat)
                 except BaseException as error:  # noqa: BLE001  # it belongs to the call, not to this thread
                     self._end(call, seat)
@@ -166,6 +182,13 @@ class Pool:
                 self._seats.discard(seat)
                 self._lost.discard(seat)
             self.leave(seat)
+
+    def _initialize(self, seat: Seat) -> None:
+        if self._initializer is not None:
+            try:
+                self._initializer()
+            except BaseException as error:  # noqa: BLE001  # every call of this seat will say so
+                seat.broken = error
 
     def _begin(self, call: Call, seat: Seat) -> bool:
         # In one step, so that there is no moment in which a running call cannot be killed.
@@ -194,6 +217,19 @@ class Pool:
 
     def leave(self, seat: Seat) -> None:
         """A seat's thread ends. Called in that thread."""
+        if self._finalizer is not None and not seat.lost and seat.broken is None:
+            try:
+                self._finalizer()
+            except Exception:
+                logger.exception("the finalizer of a worker thread failed")
+
+
+def initializer_failed(error: BaseException) -> BackendUnavailable:
+    failure = BackendUnavailable(
+        f"the initializer of its workers failed ({type(error).__name__}: {error})"
+    )
+    failure.__cause__ = error
+    return failure
 
 
 def _join(seat: Seat, timeout: float | None = None) -> None:

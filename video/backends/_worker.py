@@ -1,41 +1,44 @@
 """The child's half of the process engine: take a call from the pipe, run it, send the answer, repeat.
 
-Messages are one tag byte and a body.
-
-    parent -> child   CALL pickled (fn, args) | TIMED_CALL the same
-    child -> parent   READY, once
-                      BEGAN, of a timed call, once it is unpickled and all that it needs is imported
-                      ENDED, of a timed call, before its result is pickled and sent
+    parent -> child   SETUP pickled Setup, once
+                      CALL pickled (fn, args)
+    child -> parent   READY, once it is set up | BROKEN text: its initializer failed
+                      PART pickled Ran: results of a chunk that has not ended
                       DONE pickled result | FAILED pickled (error, traceback text)
                       UNREADABLE text: the call did not unpickle here
                       REPORT struct FRACTION, text: how far the item is
+                      NOTE pickled tuple: a log record, print or warning (`_forward`)
+                      FULL: it holds more memory than it may, and asks to be replaced after this call
                       MADE path / GONE path: an unfinished file, for the parent to remove if we are killed
 
-The end of the pipe is the order to leave.
+Which item it is on it writes on its board (`_board`). The end of the pipe is the order to leave.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
+import socket
 import struct
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import video.scope as scope
 from video.backends import _pickling
-from video.backends.base import Ran, portable, without_unpicklable
+from video.backends._board import Desk
+from video.backends._wire import Wire
+from video.backends.base import Ran, portable
 from video.errors import ItemCancelled
 
-CALL, TIMED_CALL = b"c", b"t"
-READY, BEGAN, ENDED, DONE, FAILED, UNREADABLE = b"r", b"b", b"e", b"d", b"f", b"u"
-REPORT, MADE, GONE = b"p", b"m", b"g"
+SETUP, CALL = b"s", b"c"
+READY, BROKEN, PART, DONE, FAILED, UNREADABLE = b"r", b"b", b"t", b"d", b"f", b"u"
+REPORT, NOTE, MADE, GONE, FULL = b"p", b"n", b"m", b"g", b"l"
 FRACTION = struct.Struct("<d")
 
 PARENT_CHECK_SECONDS = 1.0
@@ -53,34 +56,35 @@ THREAD_VARIABLES = (
 """Read by native libraries when they are loaded; the same list as joblib's, so that users can compare."""
 
 
+class Setup(NamedTuple):
+    """What a worker is told before its first call."""
+
+    levels: dict[str, int]
+    """Of the caller's loggers, see `_forward.levels`."""
+    hooks: bytes
+    """Pickled (initializer, finalizer); empty: there are none."""
+    memory_bytes: float
+    """Resident memory above which it asks to be replaced."""
+
+
 def thread_environment(threads: int, environ: dict[str, str]) -> dict[str, str]:
     """Variables that hold native libraries to `threads`; what the user set himself stays."""
     return {name: str(threads) for name in THREAD_VARIABLES if name not in environ}
 
 
-def serve(connection: Connection) -> None:
+def serve(end: socket.socket, board_fd: int) -> None:
     """Answer calls until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, _leave_item)
-    sending = threading.Lock()
-
-    def send(tag: bytes, body: bytes) -> None:
-        with sending:  # an item's own threads may declare files too
-            connection.send_bytes(tag + body)
-
-    def declare(path: str, unfinished: bool) -> None:
-        send(MADE if unfinished else GONE, os.fsencode(path))
-
-    def listener(fraction: float, words: str) -> None:
-        send(REPORT, FRACTION.pack(fraction) + words.encode("utf-8", "replace"))
-
-    scope.enter(scope.Slot(declare=declare, listener=listener))
+    wire = Wire(end)
+    _, body, _ = wire.receive()
+    worker = _Worker(wire, board_fd, _pickling.loads(body))
     try:
-        send(READY, b"")
-        while True:
-            send(*_answer(connection.recv_bytes(), send))
-    except (EOFError, OSError, ItemCancelled):
-        return  # dismissed, or the parent is gone
+        worker.serve()
+    except (EOFError, OSError):
+        worker.leave()  # dismissed, or the parent is gone
+    except ItemCancelled:
+        return
 
 
 def _leave_item(*_: object) -> NoReturn:
@@ -88,27 +92,108 @@ def _leave_item(*_: object) -> NoReturn:
     raise ItemCancelled("its worker was told to end")
 
 
-def _answer(message: bytes, send: Callable[[bytes, bytes], None]) -> tuple[bytes, bytes]:
+class _Worker:
+    def __init__(self, wire: Wire, board_fd: int, setup: Setup) -> None:
+        self._wire = wire
+        self._sending = threading.Lock()
+        self._desk = Desk(board_fd, self._send_part)
+        os.close(board_fd)
+        self._setup = setup
+        self._finalizer: Callable[[], object] | None = None
+        scope.enter(
+            scope.Slot(
+                declare=lambda path, unfinished: self._send(
+                    MADE if unfinished else GONE, os.fsencode(path)
+                ),
+                listener=lambda fraction, words: self._send(
+                    REPORT, FRACTION.pack(fraction) + words.encode("utf-8", "replace")
+                ),
+                board=self._desk,
+            )
+        )
+        from video.backends._forward import Forwarding
+
+        self._forwarding = Forwarding(self._tell, setup.levels)
+
+    def serve(self) -> None:
+        self._forwarding.start()
+        if self._setup.hooks:
+            try:
+                initializer, self._finalizer = _pickling.loads(self._setup.hooks)
+                if initializer is not None:
+                    initializer()
+            except BaseException:  # noqa: BLE001  # whatever it raises, the parent is to know
+                self._send(BROKEN, traceback.format_exc().encode("utf-8", "replace"))
+                return
+        self._send(READY, b"")
+        while True:
+            _, body, buffers = self._wire.receive()
+            self._answer(body, buffers)
+            # Nothing of a call may outlive it here: its buffers belong to the parent's segments.
+            del body, buffers
+
+    def leave(self) -> None:
+        """The finalizer, on leaving in peace."""
+        if self._finalizer is not None:
+            try:
+                self._finalizer()
+            except BaseException:  # noqa: BLE001  # nobody is left to tell but who reads standard error
+                traceback.print_exc(file=sys.__stderr__)
+
+    def _send(self, tag: bytes, body: bytes, buffers: Any = ()) -> None:
+        with self._sending:  # an item's own threads may declare files too
+            self._wire.send(tag, body, buffers)
+
+    def _send_part(self, ran: Ran) -> None:
+        packed = _packed(ran)
+        self._send(PART, packed.body, packed.buffers)
+
+    def _tell(self, note: Any) -> None:
+        self._send(NOTE, pickle.dumps(note, 5))
+
+    def _answer(self, body: Any, buffers: Any) -> None:
+        try:
+            fn, args = _pickling.loads(body, buffers=buffers)
+        except Exception:  # noqa: BLE001  # unpickling runs foreign code, which may raise anything
+            self._send(UNREADABLE, traceback.format_exc().encode("utf-8", "replace"))
+            return
+        del body, buffers
+        self._desk.begin()
+        tag = DONE
+        try:
+            result = fn(*args)
+        except BaseException as error:  # noqa: BLE001  # a call must not end its worker by raising
+            tag, result = FAILED, portable(error)
+        self._desk.end()
+        del fn, args
+        self._forwarding.flush()
+        if self._setup.memory_bytes and _resident_bytes() > self._setup.memory_bytes:
+            self._send(FULL, b"")
+        try:
+            packed = _packed(result)
+        except Exception as error:  # noqa: BLE001
+            tag, packed = FAILED, _pickling.pack(portable(error))
+        self._send(tag, packed.body, packed.buffers)
+
+
+def _packed(result: Any) -> _pickling.Packed:
+    """The result for the pipe. Of a chunk, a value that cannot be pickled becomes an error of its item."""
+    if not isinstance(result, Ran):
+        return _pickling.pack(result)
     try:
-        fn, args = _pickling.loads(message[1:])
-    except Exception:  # noqa: BLE001  # unpickling runs foreign code, which may raise anything
-        return UNREADABLE, traceback.format_exc().encode("utf-8", "replace")
-    timed = message[:1] == TIMED_CALL
-    if timed:
-        send(BEGAN, b"")
-    del message
+        return _pickling.pack(result)
+    except Exception:  # noqa: BLE001  # whatever its pickling raises
+        return _pickling.pack(_pickling.without_unpicklable(result))
+
+
+def _resident_bytes() -> int:
     try:
-        result = fn(*args)
-    except BaseException as error:  # noqa: BLE001  # a call must not end its worker by raising
-        return FAILED, _pickling.dumps(portable(error))
-    if timed:
-        send(ENDED, b"")
-    try:
-        return DONE, _pickling.dumps(result)
-    except Exception as error:  # noqa: BLE001
-        if isinstance(result, Ran):
-            return DONE, _pickling.dumps(without_unpicklable(result, _pickling.dumps))
-        return FAILED, _pickling.dumps(portable(error))
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # macOS: the largest so far stands for it
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 PROGRAM = "__import__('sys').path[:] = __import__('json').loads(__import__('sys').argv[1]); "
@@ -116,19 +201,24 @@ PROGRAM += "__import__('video.backends._worker', fromlist=['main']).main()"
 """Binds no names in `__main__`, as in `_nursery`."""
 
 
-def command(path: list[str], fd: int) -> list[str]:
+def command(path: list[str], fd: int, board_fd: int) -> list[str]:
     """The command line of a worker with an interpreter of its own; `fd` is its end of the pipe."""
-    return [sys.executable, "-c", PROGRAM, json.dumps(path), str(fd), str(os.getpid())]
+    return [sys.executable, "-c", PROGRAM, json.dumps(path), str(fd), str(board_fd), str(os.getpid())]
 
 
 def main() -> None:
-    fd, parent = int(sys.argv[2]), int(sys.argv[3])
-    threading.Thread(target=_die_with, args=(parent,), name="video-parent-watch", daemon=True).start()
-    serve(Connection(fd))
+    fd, board_fd, parent = map(int, sys.argv[2:5])
+    die_with(parent)
+    serve(socket.socket(fileno=fd), board_fd)
 
 
-def _die_with(parent: int) -> None:
-    """Kill this worker and its children once its parent is gone, even in the middle of an item."""
+def die_with(parent: int) -> None:
+    """Start a thread that kills this worker and its children once its parent is gone, even in the middle of
+    an item."""
+    threading.Thread(target=_watch, args=(parent,), name="video-parent-watch", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)

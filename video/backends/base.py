@@ -15,6 +15,7 @@ A call that its engine lost fails with any exception; one that knows more raises
 
 from __future__ import annotations
 
+import asyncio
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import video.scope as scope
 from video.config import ParallelConfig
-from video.errors import RemoteError, RemoteTraceback
+from video.errors import NotPicklable, RemoteError, RemoteTraceback
 
 CHUNK_SECONDS = 0.2
 """A chunk that has run this long gives back what it has not begun: it was sized for less work, and other
@@ -146,6 +147,98 @@ def _run(task: Callable[[Any], Any], items: Sequence[Any], slot: scope.Slot) -> 
         if end > stop or slot.cancelled.is_set():
             break
     return Ran(values, seconds, errors)
+
+
+def run_packed(
+    task: Callable[[Any], Any], items: bytes, threads: int, levels: dict[str, int]
+) -> bytes:
+    """`run_chunk` for an engine that only submits: what crosses is bytes, so that nothing that an item is
+    or returns can break the engine, and what it logs, prints and warns comes along.
+
+    :param items: pickled list.
+    :param levels: of the caller's loggers, see `_forward.levels`.
+    """
+    from video.backends import _forward, _pickling  # only where borders are crossed
+
+    notes: list[_forward.Note] = []
+    forwarding = _forward.Forwarding(notes.append, levels)
+    forwarding.start()
+    try:
+        ran = run_chunk(task, _pickling.loads(items), threads)
+    finally:
+        forwarding.stop()
+    ran = ran._replace(errors=[(place, *portable(error)) for place, error, _ in ran.errors], notes=notes)
+    try:
+        return _pickling.dumps_by_value(ran)
+    except NotPicklable:
+        return _pickling.dumps_by_value(_pickling.without_unpicklable(ran))
+
+
+async def run_coroutines(
+    task: Callable[[Any], Any], items: Sequence[Any], threads: int, hand: Callable[[Ran], None]
+) -> Ran:
+    """`run_chunk` for an `async def` task: the items run side by side.
+
+    :param hand: takes results of some before all are done, those of one turn of the loop together.
+    """
+    scope.enter(scope.Slot(threads))
+    clock = time.monotonic
+    values: list[Any] = []
+    seconds: list[float] = []
+    errors: list[tuple[int, BaseException, str]] = []
+    positions: list[int] = []
+
+    async def run(position: int, item: Any) -> None:
+        start = clock()
+        value = None
+        try:
+            value = await task(item)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # a cancellation must pass
+            errors.append((len(values), error, ""))
+        values.append(value)
+        seconds.append(clock() - start)
+        positions.append(position)
+
+    if len(items) == 1:  # in this coroutine itself, so that giving it up cancels the item
+        await run(0, items[0])
+        return Ran(values, seconds, errors)
+
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+    left = len(items)
+
+    def flush() -> None:
+        nonlocal values, seconds, errors, positions, left
+        if values:
+            left -= len(values)
+            ran = Ran(values, seconds, errors, positions)
+            values, seconds, errors, positions = [], [], [], []
+            hand(ran)
+        if not left and not done.done():
+            done.set_result(None)
+
+    flushing = False
+
+    def ended(_: asyncio.Task[None]) -> None:
+        nonlocal flushing
+        if not flushing:
+            flushing = True
+            loop.call_soon(turn)
+
+    def turn() -> None:
+        nonlocal flushing
+        flushing = False
+        flush()
+
+    tasks = [loop.create_task(run(position, item)) for position, item in enumerate(items)]
+    for one in tasks:
+        one.add_done_callback(ended)
+    try:
+        await done
+    finally:
+        for one in tasks:
+            one.cancel()
+    return Ran([], [], [], ())
 
 
 def portable(error: BaseException) -> tuple[BaseException, str]:

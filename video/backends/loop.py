@@ -10,23 +10,28 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, ClassVar
 
-from video.backends._pool import LOST_SECONDS, Call
+from video.backends._pool import LOST_SECONDS, Call, initializer_failed
 from video.backends.base import Traits
 from video.backends.thread import ThreadExecutor
 from video.config import ParallelConfig
 from video.errors import ItemCancelled
+from video.events import logger
 
 
 class LoopExecutor:
     """Coroutine functions become tasks of one loop; the caller bounds how many (`workers` is for threads)."""
 
-    def __init__(self, workers: int, use_uvloop: bool) -> None:
-        self._loop = _new_loop(use_uvloop)
-        self._threads = ThreadExecutor(workers)
+    def __init__(self, workers: int, config: ParallelConfig) -> None:
+        self._loop = _new_loop(config.use_uvloop)
+        self._threads = ThreadExecutor(workers, config)
+        self._config = config
+        self._broken: BaseException | None = None
         self._tasks: dict[Call, asyncio.Task[Any]] = {}
         self._closed = False
         self._thread = threading.Thread(target=self._loop.run_forever, name="video-loop", daemon=True)
         self._thread.start()
+        if config.initializer is not None:
+            self._loop.call_soon_threadsafe(self._initialize, config.initializer)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
         if not inspect.iscoroutinefunction(fn):
@@ -37,9 +42,8 @@ class LoopExecutor:
         self._loop.call_soon_threadsafe(self._begin, call)
         return call
 
-    def began(self, call: Future[Any]) -> float | None:
-        assert isinstance(call, Call)
-        return call.began
+    def running(self, call: Future[Any]) -> tuple[int, float] | None:
+        return self._threads.running(call)
 
     def kill(self, call: Future[Any]) -> None:
         """Cancel the coroutine; one that never awaits cannot be stopped."""
@@ -65,10 +69,19 @@ class LoopExecutor:
     def _begin(self, call: Call) -> None:
         if not call.set_running_or_notify_cancel():
             return
+        if self._broken is not None:
+            call.set_exception(initializer_failed(self._broken))
+            return
         call.began = time.monotonic()
         task = self._loop.create_task(call.fn(*call.args))
         self._tasks[call] = task
         task.add_done_callback(lambda done: self._settle(call, done))
+
+    def _initialize(self, initializer: Callable[[], object]) -> None:
+        try:
+            initializer()
+        except BaseException as error:  # noqa: BLE001  # every call will say so
+            self._broken = error
 
     def _settle(self, call: Call, task: asyncio.Task[Any]) -> None:
         del self._tasks[call]
@@ -93,6 +106,11 @@ class LoopExecutor:
             # Bounded: a coroutine may swallow its cancellation.
             await asyncio.wait(tasks, timeout=LOST_SECONDS if cancel else None)
         await self._loop.shutdown_asyncgens()
+        if self._config.finalizer is not None and self._broken is None:
+            try:
+                self._config.finalizer()
+            except Exception:
+                logger.exception("the finalizer of the event loop's thread failed")
 
 
 def _new_loop(use_uvloop: bool) -> asyncio.AbstractEventLoop:
@@ -112,7 +130,7 @@ class LoopBackend:
     )
 
     def __init__(self, config: ParallelConfig) -> None:
-        self._use_uvloop = config.use_uvloop
+        self._config = config
 
     def open(self, workers: int) -> LoopExecutor:
-        return LoopExecutor(workers, self._use_uvloop)
+        return LoopExecutor(workers, self._config)

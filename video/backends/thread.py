@@ -13,8 +13,8 @@ class ThreadExecutor(Pool):
     """A thread cannot be killed: a call that is given up runs on in a thread that is written off, and
     sees `scope.check_cancelled()` raise at its next frame."""
 
-    def __init__(self, workers: int) -> None:
-        super().__init__(workers, "video-thread")
+    def __init__(self, workers: int, config: ParallelConfig) -> None:
+        super().__init__(workers, "video-thread", config.initializer, config.finalizer)
 
 
 class ThreadBackend:
@@ -22,7 +22,8 @@ class ThreadBackend:
         start=2.3e-3, call=2e-5, own_gil=False, pickles=False, coroutines=False, kills=False, remote=False
     )
 
-    def __init__(self, config: ParallelConfig) -> None: ...
+    def __init__(self, config: ParallelConfig) -> None:
+        self._config = config
 
     def open(self, workers: int) -> ThreadExecutor:
-        return ThreadExecutor(workers)
+        return ThreadExecutor(workers, self._config)

@@ -1,0 +1,456 @@
+"""The heart of the runner: what becomes of each item, as a pure reducer. Events go in as method calls,
+instructions come out as values; there is no I/O and no clock here, so every race is a test with plain values.
+
+    waiting -> leased -> done | failed | timed out | killed | quarantined | cancelled
+       ^_________|  given back: its neighbour's worker died, it was never begun (uncharged),
+                    or it may have killed its worker and runs again alone
+
+It works on chunks. A lease is a chunk that the engine has; outcomes are made and ordered a chunk at a time;
+an item gets a record of its own only once something happens to it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from video.backends.base import ChunkLost, Ran, arrived
+from video.errors import (
+    BackendUnavailable,
+    ItemCancelled,
+    ItemTimeout,
+    NotPicklable,
+    Quarantined,
+    WorkerDied,
+    WorkerOutOfMemory,
+)
+from video.outcome import Outcome, first_runs
+from video.plan import ChunkSizes
+
+UNBEGUN_DEATHS = 2
+"""Workers that may die over one item before it has even begun; a bystander is not that unlucky twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a batch has to keep to."""
+
+    width: int
+    """Items at once."""
+    most_leases: int
+    lookahead: int
+    timeout: float | None = None
+    ordered: bool = True
+    fast: bool = False
+    """The first failure ends the batch."""
+    max_kills: int = 1
+    max_memory_kills: int = 2
+    by_items: bool = False
+    """The items of a lease run side by side: `width` bounds items in flight, not leases."""
+    forgets: bool = False
+    """A lease whose item was given up need not be waited for: the engine replaces its worker."""
+
+
+@dataclass(slots=True)
+class Record:
+    """What has happened to an item that something has happened to."""
+
+    attempts: int = 0
+    kills: int = 0
+    memory_kills: int = 0
+
+
+@dataclass(slots=True)
+class Lease:
+    """A chunk that the engine has."""
+
+    number: int
+    indexes: Sequence[int]
+    items: list[Any]
+    alone: bool = False
+    """Nothing else is with the engine: if this is lost, its item is to blame."""
+    unbegun: int = 0
+    """Workers that died over this chunk before any of it had begun."""
+    open: int = 0
+    """Items without an outcome."""
+    settled: set[int] = field(default_factory=set)
+    """Positions that have one before the engine has answered."""
+    due: float = 0.0
+    """`time.monotonic()` before which no time limit can be over."""
+
+
+@dataclass(slots=True)
+class Waiting:
+    """Items that came back, or are to run alone."""
+
+    indexes: Sequence[int]
+    items: list[Any]
+    alone: bool = False
+    unbegun: int = 0
+
+
+class Reducer:
+    """The state of one batch.
+
+    :param sizes: how large the next chunk is to be; told what items took.
+    :param total: number of items, or None if nobody knows.
+    """
+
+    def __init__(self, rules: Rules, sizes: ChunkSizes, total: int | None) -> None:
+        self.rules = rules
+        self.drawn = 0
+        self.handed = 0
+        self.failed: Outcome[Any] | None = None
+        """The first failure, where that is to end the batch."""
+        self.ended = False
+        """Nothing more will be drawn."""
+        self._sizes = sizes
+        self._total = total
+        self._leases: dict[int, Lease] = {}
+        self._open = 0
+        """Items of the leases that have no outcome."""
+        self._exclusive = False
+        """The only lease there is runs alone."""
+        self._numbers = 0
+        self._back: deque[Waiting] = deque()
+        self._alone: deque[Waiting] = deque()
+        self._records: dict[int, Record] = {}
+        self._ready: dict[int, list[Outcome[Any]]] = {}
+        """Outcomes in runs of consecutive items, by the first one's index."""
+        self._unordered: list[list[Outcome[Any]]] = []
+        self._check_at = float("inf")
+        self.reruns: list[tuple[int, BaseException]] = []
+        """(items, reason) of what came back since the caller looked, for whoever watches."""
+
+    # What to do next
+
+    @property
+    def finished(self) -> bool:
+        """Every item has been handed out, or the batch is to end early."""
+        return self.failed is not None or (self.ended and self.handed == self.drawn)
+
+    def next_lease(self, now: float) -> Lease | int:
+        """A chunk for the engine that has come back, or how many items to draw for a new one; 0: neither."""
+        rules = self.rules
+        if self.failed is not None or len(self._leases) >= rules.most_leases:
+            return 0
+        room = rules.width
+        if rules.by_items:
+            room = min(room - self._open, self._sizes.limit)
+            if room < 1:
+                return 0
+        if self._alone:
+            return 0 if self._leases else self._lease(self._alone.popleft(), now)
+        if self._exclusive:
+            return 0
+        if self._back:
+            back = self._back.popleft()
+            size = room if rules.by_items else self._sizes.next(None)
+            if len(back.items) > size and not back.unbegun:
+                self._back.appendleft(Waiting(back.indexes[size:], back.items[size:]))
+                back = Waiting(back.indexes[:size], back.items[:size])
+            return self._lease(back, now)
+        free = rules.lookahead - (self.drawn - self.handed)
+        if self.ended or free < 1:
+            return 0
+        left = None if self._total is None else max(1, self._total - self.drawn)
+        return min(free, room if rules.by_items else self._sizes.next(left))
+
+    def check_at(self) -> float:
+        """`time.monotonic()` at which `overdue` is to be asked; infinite: never."""
+        return self._check_at
+
+    def leases(self) -> Iterable[Lease]:
+        return self._leases.values()
+
+    def holder(self, index: int) -> Lease | None:
+        """The lease that has this item."""
+        return next((lease for lease in self._leases.values() if index in lease.indexes), None)
+
+    # What has happened
+
+    def drew(self, items: list[Any], now: float) -> Lease:
+        """Items were drawn from the input."""
+        first, self.drawn = self.drawn, self.drawn + len(items)
+        return self._lease(Waiting(range(first, self.drawn), items), now)
+
+    def returned(self, number: int, ran: Ran, *, last: bool = True) -> None:
+        """The engine has answered for a lease, or for some of its items.
+
+        :param last: nothing more will come; items without an answer were not begun.
+        """
+        lease = self._leases.get(number)
+        if lease is None:
+            return
+        self._sizes.observe(ran.seconds)
+        self._keep(lease, ran)
+        if last:
+            self._close(lease)
+            done = len(ran.values) if ran.positions is None else len(lease.items)
+            if done < len(lease.items):
+                self._give_back(lease, done)
+
+    def lost(self, number: int, error: BaseException) -> None:
+        """The engine has lost a lease, or could not take it."""
+        lease = self._leases.get(number)
+        if lease is None:
+            return
+        lost = error if isinstance(error, ChunkLost) else None
+        if lost is not None:
+            self._keep(lease, lost.finished)
+            error = lost.error
+        self._close(lease)
+        if lost is None or (lost.position is None and not lost.certain):
+            self._suspect(lease, error)
+        elif lost.position is None:
+            self._unbegun(lease, len(lost.finished.values), error)
+        else:
+            if lost.position not in lease.settled:
+                self._blame(lease, lost.position, error, certain=lost.certain or lease.alone)
+            self._give_back(lease, lost.position + 1)
+
+    def overdue(self, now: float, running: dict[int, tuple[int, float] | None]) -> list[int]:
+        """Time may be up for some.
+
+        :param running: of each lease, the position and the start of the item that runs; None: none does.
+        :return: the leases to kill.
+        """
+        timeout = self.rules.timeout
+        kills: list[int] = []
+        self._check_at = float("inf")
+        if timeout is None:
+            return kills
+        for lease in list(self._leases.values()):
+            if lease.due <= now:
+                at = running.get(lease.number)
+                if at is None or at[1] > now:
+                    lease.due = now + timeout if at is None else at[1] + timeout
+                elif now - at[1] < timeout:
+                    lease.due = at[1] + timeout
+                elif at[0] not in lease.settled:
+                    reason = ItemTimeout(
+                        f"ran longer than its limit of {timeout:g} s",
+                        cure="Raise `timeout`, or look at this input.",
+                    )
+                    self._give_up(lease, at[0], reason, now - at[1])
+                    kills.append(lease.number)
+                    lease.due = float("inf")
+            self._check_at = min(self._check_at, lease.due)
+        return kills
+
+    def cancel(self, index: int, running: tuple[int, float] | None, now: float) -> tuple[bool, int | None]:
+        """An item is not wanted any more.
+
+        :param running: as in `overdue`, of the lease that holds it.
+        :return: whether it will have been cancelled, and the lease to kill, if any.
+        """
+        reason = ItemCancelled("it was cancelled")
+        for queue in (self._back, self._alone):
+            for place, waiting in enumerate(queue):
+                if index in waiting.indexes:
+                    at = waiting.indexes.index(index)
+                    indexes = [*waiting.indexes[:at], *waiting.indexes[at + 1 :]]
+                    items = [*waiting.items[:at], *waiting.items[at + 1 :]]
+                    del queue[place]
+                    if items:
+                        queue.insert(place, Waiting(indexes, items, waiting.alone, waiting.unbegun))
+                    self._fail(index, reason, ran=False)
+                    return True, None
+        lease = self.holder(index)
+        if lease is None:
+            return False, None
+        position = lease.indexes.index(index)
+        runs = running is not None and running[0] == position and running[1] <= now
+        if position in lease.settled or (running is not None and running[0] > position):
+            return False, None
+        self._give_up(lease, position, reason, now - running[1] if runs and running else 0.0, ran=runs)
+        return True, lease.number if runs else None
+
+    # How it is kept
+
+    def due(self) -> list[list[Outcome[Any]]]:
+        """Runs of outcomes that are to be handed out now."""
+        if not self.rules.ordered:
+            runs, self._unordered = self._unordered, []
+            self.handed += sum(map(len, runs))
+            return runs
+        runs = []
+        while (run := self._ready.pop(self.handed, None)) is not None:
+            runs.append(run)
+            self.handed += len(run)
+        return runs
+
+    def unhanded(self) -> list[Outcome[Any]]:
+        """Outcomes that wait for their turn, by index."""
+        runs = self._unordered if not self.rules.ordered else [self._ready[key] for key in sorted(self._ready)]
+        return [outcome for run in runs for outcome in run]
+
+    def waiting(self) -> list[int]:
+        """Items that are drawn and with no engine."""
+        return sorted(index for queue in (self._back, self._alone) for one in queue for index in one.indexes)
+
+    def _lease(self, waiting: Waiting, now: float) -> Lease:
+        self._numbers += 1
+        lease = Lease(self._numbers, waiting.indexes, waiting.items, waiting.alone, waiting.unbegun)
+        lease.open = len(waiting.items)
+        self._open += lease.open
+        self._exclusive = waiting.alone
+        if self.rules.timeout is not None:
+            lease.due = now + self.rules.timeout  # it cannot have begun before now
+            self._check_at = min(self._check_at, lease.due)
+        self._leases[lease.number] = lease
+        return lease
+
+    def _close(self, lease: Lease) -> None:
+        """The engine has nothing of it any more."""
+        del self._leases[lease.number]
+        self._open -= lease.open
+        lease.open = 0
+        self._exclusive = False
+
+    def _keep(self, lease: Lease, ran: Ran) -> None:
+        """Results become outcomes."""
+        count, indexes = len(ran.values), lease.indexes
+        lease.open -= count
+        self._open -= count
+        positions = ran.positions
+        if positions is not None:
+            first = positions[0] if positions else 0
+            if list(positions) == list(range(first, first + count)):
+                indexes = indexes[first : first + count]
+            else:
+                indexes = [indexes[position] for position in positions]
+        if lease.settled or ran.errors or self._records:
+            self._keep_one_by_one(lease, ran, indexes)
+            return
+        outcomes = first_runs(indexes, ran.values, ran.seconds)
+        for run in [outcomes] if type(indexes) is range else [[outcome] for outcome in outcomes]:
+            self._finish(run)
+
+    def _keep_one_by_one(self, lease: Lease, ran: Ran, indexes: Sequence[int]) -> None:
+        """The same where some items are not like the others."""
+        errors = {place: arrived(error, text) for place, error, text in ran.errors}
+        settled = {lease.indexes[position] for position in lease.settled}
+        for place, (value, seconds) in enumerate(zip(ran.values, ran.seconds, strict=True)):
+            index = indexes[place]
+            if index in settled:
+                lease.open += 1  # it was counted when it was given up
+                self._open += 1
+                continue
+            record = self._records.pop(index, None)
+            attempts = 1 if record is None else record.attempts + 1
+            self._finish([Outcome(index, value, errors.get(place), attempts, seconds)])
+
+    def _finish(self, outcomes: list[Outcome[Any]]) -> None:
+        if not outcomes:
+            return
+        if self.rules.ordered:
+            self._ready[outcomes[0].index] = outcomes
+        else:
+            self._unordered.append(outcomes)
+        if self.rules.fast and self.failed is None:
+            self.failed = next((outcome for outcome in outcomes if outcome.error is not None), None)
+
+    def _fail(self, index: int, error: BaseException, seconds: float = 0.0, *, ran: bool) -> None:
+        record = self._records.pop(index, None) or Record()
+        self._finish([Outcome(index, None, error, record.attempts + ran, seconds)])
+
+    def _give_up(
+        self, lease: Lease, position: int, error: BaseException, seconds: float, *, ran: bool = True
+    ) -> None:
+        """An item gets its outcome while the engine still has it."""
+        lease.settled.add(position)
+        lease.open -= 1
+        self._open -= 1
+        self._fail(lease.indexes[position], error, seconds, ran=ran)
+        if len(lease.settled) == len(lease.items) and self.rules.forgets:
+            self._close(lease)
+
+    def _give_back(self, lease: Lease, first: int, unbegun: int = 0) -> None:
+        """Items from position `first` on were not begun: they go first, and are not charged."""
+        left = [position for position in range(first, len(lease.items)) if position not in lease.settled]
+        if not left:
+            return
+        if len(left) == len(lease.items) - first:
+            indexes: Sequence[int] = lease.indexes[first:]
+        else:
+            indexes = [lease.indexes[position] for position in left]
+        self._back.append(Waiting(indexes, [lease.items[position] for position in left], unbegun=unbegun))
+
+    def _unbegun(self, lease: Lease, done: int, error: BaseException) -> None:
+        """A worker died between two items, or before the first: nobody is to blame, unless it happens again
+        to the same ones."""
+        times = lease.unbegun + 1 if done == 0 else 0
+        if times < UNBEGUN_DEATHS or len(lease.items) > 1:
+            if times < UNBEGUN_DEATHS:
+                self._give_back(lease, done, times)
+            else:
+                self._one_by_one(lease, done, error, unbegun=times - 1)
+        elif 0 not in lease.settled:
+            self._fail(lease.indexes[0], error, ran=True)
+
+    def _blame(self, lease: Lease, position: int, error: BaseException, *, certain: bool) -> None:
+        """An item's worker died while it ran."""
+        index = lease.indexes[position]
+        record = self._records.setdefault(index, Record())
+        record.attempts += 1
+        if certain:
+            if isinstance(error, WorkerOutOfMemory):
+                record.memory_kills += 1
+            else:
+                record.kills += 1
+        kills = record.kills + record.memory_kills
+        if record.kills >= self.rules.max_kills or record.memory_kills >= self.rules.max_memory_kills:
+            if kills > 1:
+                exitcode = error.exitcode if isinstance(error, WorkerDied) else None
+                quarantined = Quarantined(
+                    f"has killed {kills} workers and is not run again; the last time: {error}",
+                    kills=kills,
+                    exitcode=exitcode,
+                )
+                quarantined.__cause__ = error
+                error = quarantined
+            record.attempts -= 1  # `_fail` counts the last one
+            self._fail(index, error, ran=True)
+            return
+        # Alone, so that a second death can have no other cause, and leaves all memory to it.
+        self._alone.append(Waiting([index], [lease.items[position]], alone=True))
+        self.reruns.append((1, error))
+
+    def _suspect(self, lease: Lease, error: BaseException) -> None:
+        """A lease failed as a whole, and the engine cannot say why."""
+        left = [position for position in range(len(lease.items)) if position not in lease.settled]
+        if isinstance(error, BackendUnavailable | ItemCancelled):
+            for position in left:  # to run them again would end no better
+                self._fail(lease.indexes[position], error, ran=False)
+        elif isinstance(error, NotPicklable):
+            if len(lease.items) > 1:
+                self._one_by_one(lease, 0, error)
+            elif left:
+                self._fail(lease.indexes[0], error, ran=False)
+        elif not lease.alone:
+            self._one_by_one(lease, 0, error, alone=True)
+        elif isinstance(error, WorkerDied) and left:
+            self._blame(lease, 0, error, certain=True)
+        elif left:
+            self._fail(lease.indexes[0], error, ran=True)
+
+    def _one_by_one(
+        self, lease: Lease, first: int, error: BaseException, *, alone: bool = False, unbegun: int = 0
+    ) -> None:
+        """Find the item that is to blame by running each by itself.
+
+        :param alone: with nothing else on the engine, since its end may be another's fault.
+        """
+        queue = self._alone if alone else self._back
+        left = [position for position in range(first, len(lease.items)) if position not in lease.settled]
+        for position in left:
+            index = lease.indexes[position]
+            if alone:
+                self._records.setdefault(index, Record()).attempts += 1
+            queue.append(Waiting([index], [lease.items[position]], alone=alone, unbegun=unbegun))
+        if left:
+            self.reruns.append((len(left), error))
+
