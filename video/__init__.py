@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from video.config import BackendType, ParallelConfig
+    from video.futures import ParallelExecutor, executor
     from video.models import Clip, VideoClipRequest, VideoClipResponse
     from video.outcome import Outcome
     from video.processors.clip import VideoClipProcessor
@@ -19,12 +20,14 @@ _HOMES = {
     "BackendType": "video.config",
     "Clip": "video.models",
     "Outcome": "video.outcome",
+    "ParallelExecutor": "video.futures",
     "ParallelConfig": "video.config",
     "Runner": "video.runner",
     "VideoClipProcessor": "video.processors.clip",
     "VideoClipRequest": "video.models",
     "VideoClipResponse": "video.models",
     "create_high_performance_processor": "video.processors.presets",
+    "executor": "video.futures",
 }
 """Where each public name lives; imported on first use, so that `import video` stays light."""
 
@@ -33,11 +36,13 @@ __all__ = [
     "Clip",
     "Outcome",
     "ParallelConfig",
+    "ParallelExecutor",
     "Runner",
     "VideoClipProcessor",
     "VideoClipRequest",
     "VideoClipResponse",
     "create_high_performance_processor",
+    "executor",
 ]
 
 

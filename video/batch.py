@@ -49,6 +49,7 @@ class Batch(Generic[R]):
         config: ParallelConfig,
         ordered: bool,
         observers: tuple[Observer, ...],
+        prefetch: bool = True,
     ) -> None:
         self._owner = owner  # a caller may keep only the stream; without its runner the workers would end
         self._items = items
@@ -66,7 +67,7 @@ class Batch(Generic[R]):
         """(lease number, its future or a part of its results); 0: look again."""
         coroutine = is_coroutine_function(task)
         self._call = Call(task, coroutine, executor, traits, choice.threads, self._done.put)
-        self._reducer = self._make_reducer(coroutine, ordered, config)
+        self._reducer = self._make_reducer(coroutine, ordered, config, prefetch)
         self._checks = SpotChecks(task, config.spot_check) if config.spot_check else None
         self._futures: dict[int, Future[Any]] = {}
         self._seen: dict[int, float] = {}
@@ -78,7 +79,9 @@ class Batch(Generic[R]):
         self._abandoned = False
         self._finished = False
 
-    def _make_reducer(self, coroutine: bool, ordered: bool, config: ParallelConfig) -> Reducer:
+    def _make_reducer(
+        self, coroutine: bool, ordered: bool, config: ParallelConfig, prefetch: bool
+    ) -> Reducer:
         choice, total, traits = self._choice, self._total, self._traits
         width = choice.workers if total is None else max(1, min(choice.workers, total))
         timed = config.timeout is not None
@@ -88,10 +91,10 @@ class Batch(Generic[R]):
         if config.max_items_per_worker is not None:
             limit = min(limit, config.max_items_per_worker)
         # One chunk more for each worker hides the way to and fro, but must not wait behind a stuck one.
-        most = width if alone or choice.backend == "serial" else 2 * width
+        prefetch = prefetch and not alone and choice.backend != "serial"
         rules = Rules(
             width=width,
-            most_leases=2 * width if coroutine else most,
+            most_leases=2 * width if prefetch else width,
             lookahead=config.lookahead or plan.LOOKAHEAD_EACH * width,
             timeout=config.timeout,
             ordered=ordered,

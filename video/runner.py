@@ -71,9 +71,14 @@ class Runner:
         total: int | None = None,
         backend: str | None = None,
         usual: str = "thread",
+        prefetch: bool = True,
     ) -> Stream[R]:
-        """Outcomes one by one, as they come. Arguments and errors: see `rounds`."""
-        return Stream(self._batch(task, items, ordered, total, backend, usual))
+        """Outcomes one by one, as they come. Arguments and errors: see `rounds`.
+
+        :param prefetch: hand workers their next item before they have ended the last, which hides the way
+            to and fro; False: an item that has not begun is not with the engine either.
+        """
+        return Stream(self._batch(task, items, ordered, total, backend, usual, prefetch))
 
     def rounds(
         self,
@@ -179,6 +184,7 @@ class Runner:
         total: int | None,
         backend: str | None,
         usual: str,
+        prefetch: bool = True,
     ) -> Batch[R]:
         if not callable(task):
             raise ConfigError(f"the task is {task!r}", cure="It takes a function of one item.")
@@ -191,8 +197,18 @@ class Runner:
             )
         if self.config.timeout is not None and choice.backend == "serial" and scope.current() is None:
             raise ConfigError("the serial engine cannot hold a time limit", cure="Use process or thread.")
-        batch = Batch(
-            self, task, iter(items), total, executor, traits, choice, self.config, ordered, self._observers
+        batch: Batch[R] = Batch(
+            self,
+            task,
+            iter(items),
+            total,
+            executor,
+            traits,
+            choice,
+            self.config,
+            ordered,
+            self._observers,
+            prefetch,
         )
         with self._opening:
             self._running.add(batch)
@@ -255,6 +271,10 @@ class Stream(Generic[R]):
         :return: False if it has ended, was not drawn yet, or runs where nothing can stop it.
         """
         return self._batch.cancel(index)
+
+    def wake(self) -> None:
+        """Say, from any thread, that an input that had paused (`video.batch.PAUSE`) has more to give."""
+        self._batch.wake()
 
     def close(self) -> None:
         self._outcomes.close()
