@@ -558,7 +558,7 @@ class Cell:
         self._output = folder / "output.txt"
         with self._output.open("wb") as output:
             self._program = subprocess.Popen(
-                [sys.executable, __file__, "--cell", engine, row, str(folder)],
+                [sys.executable, os.path.abspath(__file__), "--cell", engine, row, str(folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -753,9 +753,11 @@ def notes(results: Mapping[str, Mapping[str, Mapping[str, Fact]]], rows: Sequenc
         names = [engine for engine in results if SIDES[engine].package == side]
         yield f"{', '.join(names)}: {version(SIDES[names[0]])}; {SIDES[names[0]].how}."
     for engine, cells in results.items():
+        failed: dict[Fact, list[str]] = {}
         for row, facts in cells.items():
             if "failed" in facts:
-                yield f"{engine} failed at {row}: {facts['failed']}"
+                failed.setdefault(facts["failed"], []).append(row)
+        yield from (f"{engine} failed at {', '.join(where)}: {why}" for why, where in failed.items())
 
 
 def version(side: Side) -> str:
