@@ -12,7 +12,7 @@ import itertools
 import queue
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from threading import Lock
 from typing import Any, Generic, TypeVar
@@ -30,6 +30,8 @@ R = TypeVar("R")
 
 DRAW_SECONDS = 0.01
 """A slow input iterator may hold up the forming of a chunk this long; then the chunk goes as it is."""
+AT_HAND = (list, tuple, range)
+"""Inputs that never keep anyone waiting."""
 PAUSE = object()
 """An input that yields this has nothing to give just now; it calls `Batch.wake` when it has."""
 
@@ -41,7 +43,7 @@ class Batch(Generic[R]):
         self,
         owner: object,
         task: Callable[[Any], R],
-        items: Iterator[Any],
+        items: Iterable[Any],
         total: int | None,
         executor: Executor,
         traits: Traits,
@@ -52,7 +54,8 @@ class Batch(Generic[R]):
         prefetch: bool = True,
     ) -> None:
         self._owner = owner  # a caller may keep only the stream; without its runner the workers would end
-        self._items = items
+        self._items = iter(items)
+        self._at_hand = type(items) in AT_HAND
         self._total = total
         self._executor = executor
         self._traits = traits
@@ -95,7 +98,7 @@ class Batch(Generic[R]):
         rules = Rules(
             width=width,
             most_leases=2 * width if prefetch else width,
-            lookahead=config.lookahead or plan.LOOKAHEAD_EACH * width,
+            lookahead=config.lookahead,
             timeout=config.timeout,
             ordered=ordered,
             fast=config.fail == "fast",
@@ -183,22 +186,30 @@ class Batch(Generic[R]):
     def _draw(self, size: int) -> list[Any]:
         items: list[Any] = []
         self._paused = False
-        patience = time.monotonic() + DRAW_SECONDS
         try:
-            for item in itertools.islice(self._items, size):
-                if item is PAUSE:
-                    self._paused = True
-                    break
-                items.append(item)
-                if time.monotonic() > patience:
-                    break
-            else:
+            if self._at_hand:
+                items += itertools.islice(self._items, size)
                 self._reducer.ended = len(items) < size
+            else:
+                self._reducer.ended = self._draw_patiently(size, items)
         except Exception as error:  # noqa: BLE001  # it is the caller's, and is raised to him at the end
             self._input_error, self._reducer.ended = error, True
         if self._checks is not None:
             self._checks.drew(self._reducer.drawn, items)
         return items
+
+    def _draw_patiently(self, size: int, items: list[Any]) -> bool:
+        """Add to `items` what the input gives without delay; True if it has ended."""
+        clock, add = time.monotonic, items.append
+        patience = clock() + DRAW_SECONDS
+        for item in itertools.islice(self._items, size):
+            if item is PAUSE:
+                self._paused = True
+                return False
+            add(item)
+            if clock() > patience:
+                return False
+        return len(items) < size
 
     def _submit(self, lease: Lease) -> None:
         number = lease.number
@@ -290,7 +301,8 @@ class Batch(Generic[R]):
     def _batch_failed(self, failed: Outcome[R]) -> BatchFailed:
         reducer = self._reducer
         outcomes = reducer.unhanded()
-        running, waiting = [], reducer.waiting()
+        waiting = reducer.waiting()
+        running: list[int] = []
         for lease in reducer.leases():
             at = self._runs(lease.number)
             for position, index in enumerate(lease.indexes):

@@ -36,11 +36,12 @@ class ParallelConfig:
     max_workers: int | None = None
     """Workers at once, at least 1. None: the usable CPUs (64 on the async engine, 1 on serial)."""
     chunk_size: int | None = None
-    """Items that travel together at most; the planner adapts below it. None: up to 256."""
+    """Items that travel together at most; the planner adapts below it. None: up to 1024."""
     timeout: float | None = None
     """Seconds that one item may run, from its own start. Engines that cannot kill give the item up."""
     lookahead: int | None = None
-    """Items drawn from the input and not yet handed out at most. None: 1024 for each worker."""
+    """Items drawn from the input and not yet handed out at most. None: four chunks for each worker, and at
+    least 64 items."""
     threads_per_worker: int | None = None
     """Native (codec) threads of one item. None: usable CPUs / workers. Fix it for byte-equal encodes."""
     use_uvloop: bool = True

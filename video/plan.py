@@ -12,16 +12,20 @@ from video.config import BackendType, ParallelConfig
 TARGET_SECONDS = 0.1
 """Work in one chunk: long enough to drown the cost of a call (about 0.05 ms, benchmarks/bench_dispatch.py),
 short enough that no worker waits long for the last one."""
-LARGEST_CHUNK = 512
-"""The cost of a call is then below 0.2 us an item."""
-GROWTH = 4
-"""From one chunk to the next. Few steps matter where a call costs a millisecond (Dask), caution where quick items come first."""
+LARGEST_CHUNK = 1024
+"""The cost of a call is then below 0.1 us an item."""
+GROWTH = 16
+"""From one chunk to the next: few steps, since a call may cost a millisecond (Dask). Where quick items come
+first and slow ones follow, a worker gives back what it has not begun (`backends.base.CHUNK_SECONDS`)."""
+LEAST_SECONDS = 1e-3
+"""Work that no chunk goes below at the end of a batch: some ten times the cost of a call."""
 SPREAD_SECONDS = 5e-3
 """Below this, items of unlike lengths still travel together: a call costs 1 % of it."""
 ASYNC_WIDTH = 64
 """Coroutines at once: they wait rather than compute, so the CPUs are no bound."""
-LOOKAHEAD_EACH = 1024
-"""Items drawn and not yet handed out, for each worker."""
+LOOKAHEAD_EACH = 64
+"""Items drawn and not yet handed out, for each worker, where chunks are small: results wait for one that takes
+this many times longer than the others, and no worker idles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,11 @@ def choose(
     return Choice(backend, workers, threads, reason)
 
 
+def usual_lookahead(width: int, chunk: int) -> int:
+    """Items drawn and not yet handed out at most, where the user does not say."""
+    return max(LOOKAHEAD_EACH * width, 4 * width * chunk)
+
+
 SIMPLER = {"dask": "process", "joblib": "process", "process": "thread", "thread": "serial"}
 """What does the work of an engine that cannot start."""
 
@@ -98,6 +107,8 @@ class ChunkSizes:
         self.limit = limit
         self._workers = workers
         self._size = 1
+        self._least = 1
+        """Below this, dividing what is left costs more than it gains."""
         self._mean: float | None = None
         self._square = 0.0
 
@@ -116,9 +127,10 @@ class ChunkSizes:
         if deviation > mean and usual > SPREAD_SECONDS:
             wanted = 1
         self._size = max(1, min(wanted, GROWTH * self._size))
+        self._least = self.limit if usual <= 0 else int(LEAST_SECONDS / usual)
 
     def next(self, left: int | None) -> int:
         """Items for the next chunk, at least 1; `left` is what remains of the input, where known."""
         if left is None:
             return self._size
-        return max(1, min(self._size, math.ceil(left / (2 * self._workers))))
+        return max(1, min(self._size, max(self._least, math.ceil(left / (2 * self._workers)))))

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from video import plan
 from video.backends.base import ChunkLost, Ran, arrived
 from video.errors import (
     BackendUnavailable,
@@ -40,7 +41,8 @@ class Rules:
     width: int
     """Items at once."""
     most_leases: int
-    lookahead: int
+    lookahead: int | None
+    """None: as many as keep the workers busy."""
     timeout: float | None = None
     ordered: bool = True
     fast: bool = False
@@ -152,7 +154,8 @@ class Reducer:
                 self._back.appendleft(Waiting(back.indexes[size:], back.items[size:]))
                 back = Waiting(back.indexes[:size], back.items[:size])
             return self._lease(back, now)
-        free = rules.lookahead - (self.drawn - self.handed)
+        lookahead = rules.lookahead or plan.usual_lookahead(rules.width, self._sizes.next(None))
+        free = lookahead - (self.drawn - self.handed)
         if self.ended or free < 1:
             return 0
         left = None if self._total is None else max(1, self._total - self.drawn)
@@ -204,7 +207,7 @@ class Reducer:
         self._close(lease)
         if lost is None or (lost.position is None and not lost.certain):
             self._suspect(lease, error)
-        elif lost.position is None:
+        elif lost.position is None or lost.position >= len(lease.items):
             self._unbegun(lease, len(lost.finished.values), error)
         else:
             if lost.position not in lease.settled:

@@ -10,7 +10,7 @@ import functools
 import os
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sized
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from types import TracebackType
@@ -60,7 +60,10 @@ class Runner:
         usual: str = "thread",
     ) -> list[Outcome[R]]:
         """One outcome for each item, in input order. Arguments and errors: see `rounds`."""
-        return list(self.stream(task, items, total=total, backend=backend, usual=usual))
+        outcomes: list[Outcome[R]] = []
+        for some in self.rounds(task, items, total=total, backend=backend, usual=usual):
+            outcomes += some
+        return outcomes
 
     def stream(
         self,
@@ -200,7 +203,7 @@ class Runner:
         batch: Batch[R] = Batch(
             self,
             task,
-            iter(items),
+            items,
             total,
             executor,
             traits,
@@ -256,8 +259,8 @@ class Stream(Generic[R]):
         self._batch = batch
         self._outcomes = _flat(batch.rounds())
 
-    def __iter__(self) -> Self:
-        return self
+    def __iter__(self) -> Iterator[Outcome[R]]:
+        return self._outcomes
 
     def __next__(self) -> Outcome[R]:
         return next(self._outcomes)

@@ -4,7 +4,7 @@ an overrun names its item, and what was finished before is kept.
 
     parent (`Board`)                          worker (`Desk`)
     reset() ---------------------------------> run(task, items)
-    running() <- POSITION STARTED                 each item: POSITION STARTED, then its result as a record
+    state() <--- COUNT, starts                    each item: its start; then its result as a record
     records() <- COUNT, ends, bytes               a long item, or a full board: all so far goes up the pipe
 
 Written by one process and read by another without a lock: a number of eight aligned bytes is written
@@ -19,7 +19,7 @@ import pickle
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from video.backends import _pickling
 from video.backends.base import CHUNK_SECONDS, Ran, portable
@@ -29,14 +29,15 @@ SIZE = 1 << 17
 """Bytes of one board: 128 KiB, most of it for records."""
 MOST_RECORDS = 1024
 HEADER = 8
-"""Numbers of eight bytes before the table of the records' ends."""
-DATA = 8 * (HEADER + MOST_RECORDS)
-POSITION, STARTED, COUNT, BASE = range(4)
-NOT_BEGUN, ENDED = -1.0, -2.0
-"""In place of a position: nothing has been unpickled yet; all items are done."""
+"""Numbers of eight bytes before the tables of the records' ends and of the items' starts."""
+DATA = 8 * (HEADER + 2 * MOST_RECORDS + 1)
+STATE, COUNT, BASE, SINCE = range(4)
+NOT_BEGUN, RUNNING, SENDING = 0.0, 1.0, 2.0
+"""States: nothing has been unpickled yet; an item runs; results are on their way up the pipe."""
 
 LONG_SECONDS = 2e-3
-"""The result of an item that took longer goes up the pipe at once: 30 us are then little, and what is on the board is only ever the work of a few milliseconds."""
+"""The result of an item that took longer goes up the pipe at once: 30 us are then little, and the board only
+ever holds small results of a few milliseconds each."""
 LARGE_BYTES = 4096
 """The same for a result larger than this."""
 
@@ -69,11 +70,14 @@ class _Mapped:
         self._memory = mmap.mmap(fd, SIZE)
         self._bytes = memoryview(self._memory)
         self._cells = self._bytes[: 8 * HEADER].cast("d")
-        self._ends = self._bytes[8 * HEADER : DATA].cast("q")
+        middle = 8 * (HEADER + MOST_RECORDS)
+        self._ends = self._bytes[8 * HEADER : middle].cast("q")
+        self._starts = self._bytes[middle:DATA].cast("d")
 
     def close(self) -> None:
         self._cells.release()
         self._ends.release()
+        self._starts.release()
         self._bytes.release()
         self._memory.close()
 
@@ -84,17 +88,20 @@ class Board(_Mapped):
     def reset(self) -> None:
         """Before a call is sent: nothing has begun, nothing is finished."""
         cells = self._cells
-        cells[COUNT] = cells[BASE] = cells[STARTED] = 0.0
-        cells[POSITION] = NOT_BEGUN
+        cells[COUNT] = cells[BASE] = 0.0
+        cells[STATE] = NOT_BEGUN
 
-    def running(self) -> tuple[int, float]:
-        """(position, start) of the item that runs; the position is -1 before the first has begun and -2
-        after the last; the start is `time.monotonic()` in any process of the machine."""
+    def state(self) -> tuple[float, int, float]:
+        """(state, position of the item that runs or whose result is on its way, since when); the time is
+        `time.monotonic()` in any process of the machine. After the last item the position is their number,
+        if all of them are recorded."""
         cells = self._cells
         while True:
-            position, started = cells[POSITION], cells[STARTED]
-            if cells[POSITION] == position:
-                return int(position), started
+            state, count = cells[STATE], int(cells[COUNT])
+            since = self._starts[count] if state == RUNNING else cells[SINCE]
+            position = int(cells[BASE]) + count
+            if cells[STATE] == state and cells[COUNT] == count:
+                return state, position, since
 
     def records(self, known: int) -> Ran:
         """What finished after the first `known` items, whose results have come up the pipe. A result
@@ -103,16 +110,15 @@ class Board(_Mapped):
         base, count = int(self._cells[BASE]), int(self._cells[COUNT])
         for number in range(max(0, known - base), count):
             start = self._ends[number - 1] if number else DATA
-            value = error = None
-            seconds, text = 0.0, ""
             try:
-                value, seconds, error, text = _pickling.loads(self._bytes[start : self._ends[number]])
+                value = _pickling.loads(self._bytes[start : self._ends[number]])
             except Exception as failure:  # noqa: BLE001  # whatever the result's own code raises
-                error = unreadable(failure)
-            if error is not None:
-                ran.errors.append((len(ran.values), error, text))
+                value = _Failed(unreadable(failure), "")
+            if type(value) is _Failed:
+                ran.errors.append((len(ran.values), *value))
+                value = None
             ran.values.append(value)
-            ran.seconds.append(seconds)
+            ran.seconds.append(self._starts[number + 1] - self._starts[number])
         return ran
 
 
@@ -128,82 +134,86 @@ class Desk(_Mapped):
 
     def begin(self) -> None:
         """A call is unpickled and starts."""
-        self._cells[STARTED] = time.monotonic()
-        self._cells[POSITION] = 0.0
+        self._starts[0] = time.monotonic()
+        self._cells[STATE] = RUNNING
 
-    def end(self) -> None:
+    def send(self) -> None:
         """It has returned; its result is on its way."""
-        self._cells[STARTED] = time.monotonic()
-        self._cells[POSITION] = ENDED
+        self._cells[SINCE] = time.monotonic()
+        self._cells[STATE] = SENDING
 
     def run(self, task: Callable[[Any], Any], items: Sequence[Any]) -> Ran:
         """As `base.run_chunk`; returns what has not gone up the pipe yet."""
-        cells, ends, memory = self._cells, self._ends, self._bytes
+        cells, ends, starts, write = self._cells, self._ends, self._starts, self._memory.write
         values: list[Any] = []
         seconds: list[float] = []
         errors: list[tuple[int, BaseException, str]] = []
         dumps, clock = pickle.dumps, time.monotonic
-        last, count, at = len(items) - 1, 0, DATA
-        start = clock()
+        many, left, count, at = len(items) > 1, len(items), 0, DATA
+        self._memory.seek(DATA)
+        start = starts[0] = clock()
         stop = start + CHUNK_SECONDS
-        for position, item in enumerate(items):
-            cells[STARTED] = start
-            cells[POSITION] = position
-            error = None
+        for item in items:
             try:
-                value = task(item)
+                value = record = task(item)
             except KeyboardInterrupt:
                 raise
             except BaseException as failure:  # noqa: BLE001  # sys.exit() must not end the worker
-                value, error = None, portable(failure)
+                value, record = None, _Failed(*portable(failure))
+                errors.append((len(values), *record))
             end = clock()
             took = end - start
-            if error is not None:
-                errors.append((len(values), *error))
+            left -= 1
             values.append(value)
             seconds.append(took)
-            if last and (position < last or took < LONG_SECONDS):
-                record = None
+            start = end
+            if many:
+                data = None
                 if took < LONG_SECONDS:
-                    if error is None and type(value) in _SCALARS:
-                        record = dumps((value, took, None, ""), 5)
-                    else:
-                        record = _record(value, took, *(error or (None, "")))
-                if record is not None and at + len(record) <= SIZE and count < MOST_RECORDS:
-                    start, at = at, at + len(record)
-                    memory[start:at] = record
+                    data = dumps(record, 5) if type(record) in _SCALARS else _small(record)
+                if data is not None and at + len(data) <= SIZE and count < MOST_RECORDS:
+                    at += write(data)
                     ends[count] = at
                     count += 1
+                    starts[count] = end
                     cells[COUNT] = count
-                elif position < last:
+                elif left:  # of the last one, the caller sends the results
+                    self.send()
                     self._send_part(Ran(values, seconds, errors))
-                    values, seconds, errors = [], [], []
                     # In this order: whoever reads in between finds records that it knows already.
                     cells[COUNT] = 0.0
-                    cells[BASE] = position + 1
+                    cells[BASE] += len(values)
+                    values, seconds, errors = [], [], []
                     count, at = 0, DATA
-                    end = clock()  # what sending took is not the next item's time
-            start = end
+                    self._memory.seek(DATA)
+                    start = starts[0] = clock()  # what sending took is not the next item's time
+                    cells[STATE] = RUNNING
             if end > stop:
                 break
-        self.end()
         return Ran(values, seconds, errors)
+
+
+class _Failed(NamedTuple):
+    """The record of an item that raised."""
+
+    error: BaseException
+    text: str
 
 
 _SCALARS = frozenset({type(None), bool, int, float})
 _FLAT = (bytes, str, bytearray)
 
 
-def _record(value: Any, seconds: float, error: BaseException | None, text: str) -> bytes | None:
-    """The result of a short item as bytes; None: it is large, or not for plain pickle, and takes the pipe."""
+def _small(value: Any) -> bytes | None:
+    """A record as bytes; None: it is large, or not for plain pickle, and takes the pipe."""
     if type(value) in _FLAT and len(value) > LARGE_BYTES:
         return None
     large: list[pickle.PickleBuffer] = []
     try:
-        record = pickle.dumps((value, seconds, error, text), 5, buffer_callback=large.append)
+        data = pickle.dumps(value, 5, buffer_callback=large.append)
     except Exception:  # noqa: BLE001  # pickling runs foreign code; the pipe will say what is wrong
         return None
-    return None if large else record
+    return None if large else data
 
 
 def unreadable(error: BaseException) -> NotPicklable:

@@ -43,12 +43,12 @@ class _Flat:
 
 def _without_flat(values: Any) -> Any:
     """The list with its long bytes wrapped, or itself if there are none."""
-    if any(type(one) in _FLAT and len(one) >= FLAT_BYTES for one in values):
-        return [_Flat(one) if type(one) in _FLAT and len(one) >= FLAT_BYTES else one for one in values]
-    return values
+    if _FLAT.isdisjoint(map(type, values)):
+        return values
+    return [_Flat(one) if type(one) in _FLAT and len(one) >= FLAT_BYTES else one for one in values]
 
 
-_FLAT = (bytes, bytearray)
+_FLAT = frozenset({bytes, bytearray})
 
 
 def pack(value: Any) -> Packed:

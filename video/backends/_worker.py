@@ -164,7 +164,7 @@ class _Worker:
             result = fn(*args)
         except BaseException as error:  # noqa: BLE001  # a call must not end its worker by raising
             tag, result = FAILED, portable(error)
-        self._desk.end()
+        self._desk.send()
         del fn, args
         self._forwarding.flush()
         if self._setup.memory_bytes and _resident_bytes() > self._setup.memory_bytes:

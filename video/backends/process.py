@@ -89,14 +89,12 @@ class ProcessExecutor(Pool):
         if seat is None or call.began is None:
             return None
         try:
-            position, started = seat.board.running()
+            state, position, since = seat.board.state()
         except ValueError:  # the seat has just been left
             return None
-        if position == _board.NOT_BEGUN:
+        if state == _board.NOT_BEGUN:
             return 0, call.began + LOAD_SECONDS
-        if position == _board.ENDED:
-            return 0, started + TRANSFER_SECONDS
-        return position, started
+        return position, since if state == _board.RUNNING else since + TRANSFER_SECONDS
 
     def run(self, call: Call, seat: Seat) -> Any:
         assert isinstance(seat, ProcessSeat)
@@ -188,11 +186,9 @@ class ProcessExecutor(Pool):
         error = self._bury(seat)
         finished = _joined(parts)
         finished = _joined([finished, seat.board.records(len(finished.values))])
-        position, _ = seat.board.running()
-        done = len(finished.values)
-        if position == _board.ENDED:
-            position = done  # the last result died on its way, and it is the one that is not there
-        return ChunkLost(error, finished, position if position >= done else None)
+        state, position, _ = seat.board.state()
+        begun = state != _board.NOT_BEGUN and position >= len(finished.values)
+        return ChunkLost(error, finished, position if begun else None)
 
     def _ready_child(self, seat: ProcessSeat) -> Child:
         """A child of this seat that is ready for a call."""
@@ -308,7 +304,8 @@ def _joined(parts: list[Ran]) -> Ran:
         return parts[0]
     whole = Ran([], [], [])
     for part in parts:
-        whole.errors.extend((place + len(whole.values), *rest) for place, *rest in part.errors)
+        done = len(whole.values)
+        whole.errors.extend((done + place, error, text) for place, error, text in part.errors)
         whole.values.extend(part.values)
         whole.seconds.extend(part.seconds)
     return whole

@@ -1,0 +1,1108 @@
+"""A Dask cluster: the user's own, or one on this machine that starts and ends with the engine.
+
+    submit -> our loop --> scheduler --> worker: _run
+    the call <- our thread <- our loop <-- answer; events of the call: TAKEN, BEGAN, ENDED, ...
+
+Everything that speaks to the cluster runs on one event loop: that of the user's client, or else one in a
+thread of ours. Answers are unpickled, and futures finished, in another thread, so that callbacks may block.
+A local cluster lives in a process of its own (`_Cluster` starts it, `main` is it): its logs, its environment
+and its workers' start-up then touch neither the caller's process nor his `__main__`.
+
+The scheduler knows which worker has a call, not whether it has begun. So each call says so itself, by an
+event: its time limit starts when that arrives, by our own clock, and it names the worker for `kill`. A
+worker that dies fails the call that had begun on it; those that only waited behind it are sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import functools
+import importlib
+import itertools
+import json
+import logging
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, ClassVar
+
+import video.scope as scope
+from video.backends import _pickling
+from video.backends._worker import thread_environment
+from video.backends.base import ChunkLost, Ran, Traits, arrived, portable
+from video.config import ParallelConfig
+from video.errors import BackendUnavailable, ConfigError, NotPicklable, RemoteTraceback, WorkerDied
+
+CONNECT_SECONDS = 5.0
+"""How long a scheduler may take to answer at first."""
+START_SECONDS = 60.0
+"""How long a local cluster may take to start, on a busy machine."""
+LOST_SECONDS = 10.0
+"""A cluster whose scheduler is silent, or which lost all its workers, is given up after this long."""
+NO_WORKER_SECONDS = 60.0
+"""The same for one that never had a worker: it may be starting some for us."""
+WATCH_SECONDS = 1.0
+LEAVE_SECONDS = 5.0
+"""How long each step of closing may take before the next is tried all the same."""
+GRACE_SECONDS = 0.5
+"""How long a call that is given up may take to end by itself, before its worker is killed."""
+STOP_SECONDS = 2.0
+"""A worker that does not answer for this long is stuck in foreign code; its nanny then kills it."""
+LOAD_SECONDS = 60.0
+"""How long a call may take to import what it needs before its time limit starts all the same."""
+TRANSFER_SECONDS = 600.0
+"""How long a result may take to cross: the time limit is for the item, not for the size of its result."""
+LARGE_BYTES = 1 << 20
+"""Calls larger than this go to a worker as data; in the task graph they would weigh on the scheduler."""
+SEND_SECONDS = 0.002
+"""Our client's pause between messages. Its own, 10 ms, is most of the time of a short call (t.b.m.)."""
+MOST_RESENT = 3
+"""How often a call may lose its worker before it began, until that is taken for its own fault."""
+
+TAKEN, BEGAN, ENDED, REPORT, MADE, GONE = range(6)
+"""Events of a call: its worker has it; all that it needs is imported; its result is on its way; how far it
+is; a file that is unfinished, or no longer."""
+DONE, FAILED, UNREADABLE, BROKEN = range(4)
+"""Answers: a result; an error; the call did not unpickle; the worker's initializer failed."""
+
+
+class _Parcel:
+    """Something pickled, and the large buffers that were left out of the pickle: the cluster's connections
+    carry those without a copy, each time that it travels.
+
+    :param what: of an answer, what it is.
+    """
+
+    __slots__ = ("body", "buffers", "what")
+
+    def __init__(self, what: int, body: bytes, buffers: Sequence[Any] = ()) -> None:
+        self.what = what
+        self.body = body
+        self.buffers = buffers
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Parcel, (self.what, self.body, [pickle.PickleBuffer(buffer) for buffer in self.buffers])
+
+    def __sizeof__(self) -> int:  # by this the scheduler judges what a transfer costs
+        return len(self.body) + sum(memoryview(buffer).nbytes for buffer in self.buffers)
+
+    def open(self) -> Any:
+        return pickle.loads(self.body, buffers=self.buffers)  # noqa: S301  # our own processes' bytes
+
+
+def _packed(what: int, value: Any) -> _Parcel:
+    """
+    :raises NotPicklable: with the reason.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        return _Parcel(what, pickle.dumps(value, protocol=5, buffer_callback=buffers.append), buffers)
+    except Exception:  # noqa: BLE001  # pickling runs foreign code, which may raise anything
+        return _Parcel(what, _pickling.dumps_by_value(value))
+
+
+# In a worker
+
+
+class _Hooks:
+    """Initializer and finalizer in one worker process."""
+
+    def __init__(self, packed: bytes) -> None:
+        self._packed = packed
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+        self._finalizer: Callable[[], object] | None = None
+        self._ready = False
+
+    def prepare(self) -> None:
+        """Run the initializer, once, in the thread of the first call: what it sets up may belong to that
+        thread. Raises what it raised, again for each call."""
+        with self._lock:
+            if not self._ready:
+                self._ready = True
+                try:
+                    initializer, self._finalizer = _pickling.loads(self._packed)
+                    if initializer is not None:
+                        initializer()
+                except BaseException as error:  # noqa: BLE001  # whatever it raises, the caller is to know
+                    self._error, self._finalizer = error, None
+            if self._error is not None:
+                raise self._error
+
+    def leave(self) -> None:
+        if self._finalizer is not None:
+            try:
+                self._finalizer()
+            except BaseException:  # it must not keep the worker from leaving
+                logging.getLogger("video").exception("the finalizer of a worker failed")
+
+
+_hooks: dict[str, _Hooks] = {}
+_running: dict[tuple[str, int], _Slot] = {}
+"""The calls that this worker runs."""
+
+
+def _plugin(topic: str, packed: bytes) -> Any:
+    """What brings the hooks into each worker, also into those that come later."""
+    distributed = importlib.import_module("distributed")
+
+    class VideoHooks(distributed.WorkerPlugin):  # type: ignore[name-defined,misc]  # imported when needed
+        # The class travels by value, so its methods must fetch the module's variables.
+        def setup(self, worker: Any) -> None:
+            from video.backends import dask
+
+            dask._hooks[topic] = dask._Hooks(packed)
+
+        def teardown(self, worker: Any) -> None:
+            from video.backends import dask
+
+            if (hooks := dask._hooks.pop(topic, None)) is not None:
+                hooks.leave()
+
+    return VideoHooks()
+
+
+class _Cancelled(threading.Event):
+    """Also set once the scheduler has withdrawn the task, as it does when the caller's process is gone."""
+
+    def __init__(self, worker: Any) -> None:
+        super().__init__()
+        self._tasks = worker.state.tasks
+        self._key = worker.get_current_task()
+
+    def is_set(self) -> bool:
+        task = self._tasks.get(self._key)
+        return super().is_set() or (task is not None and task.state == "cancelled")
+
+
+class _Slot(scope.Slot):
+    """A call's place in a worker."""
+
+    __slots__ = ("files",)
+
+    def __init__(self, worker: Any, tell: Callable[..., None]) -> None:
+        self.files: set[str] = set()
+
+        def declare(path: str, unfinished: bool) -> None:
+            (self.files.add if unfinished else self.files.discard)(path)
+            tell(MADE if unfinished else GONE, path)
+
+        super().__init__(
+            cancelled=_Cancelled(worker), declare=declare, listener=functools.partial(tell, REPORT)
+        )
+
+
+def _run(about: tuple[str, int, bool, bool], call: _Parcel | bytes) -> _Parcel:
+    """A task of the cluster: one call. It never raises, so that what does is the cluster's fault."""
+    topic, number, timed, hooked = about
+    worker = importlib.import_module("distributed").get_worker()
+
+    def tell(what: int, *more: Any) -> None:
+        worker.log_event(topic, (what, number, *more))
+
+    slot = _Slot(worker, tell)
+    _running[topic, number] = slot
+    tell(TAKEN, worker.contact_address or worker.address)
+    try:
+        if hooked and (hooks := _hooks.get(topic)) is not None:
+            try:
+                hooks.prepare()
+            except BaseException as error:  # noqa: BLE001  # as in `prepare`
+                return _packed(BROKEN, portable(error))
+        try:
+            fn, args = _pickling.loads(call) if isinstance(call, bytes) else call.open()
+        except BaseException:  # noqa: BLE001  # unpickling runs foreign code, which may raise anything
+            return _Parcel(UNREADABLE, traceback.format_exc().encode("utf-8", "replace"))
+        del call
+        if timed:
+            tell(BEGAN)
+        try:
+            with scope.entered(slot):
+                result = fn(*args)
+        except BaseException as error:  # noqa: BLE001  # a call must not end its worker by raising
+            return _packed(FAILED, portable(error))
+        if timed:
+            tell(ENDED)
+        return _packed_result(result)
+    finally:
+        del _running[topic, number]
+
+
+def _packed_result(result: Any) -> _Parcel:
+    if isinstance(result, Ran) and result.errors:
+        errors = [
+            (place, *((error, text) if text else portable(error))) for place, error, text in result.errors
+        ]
+        result = result._replace(errors=errors)
+    try:
+        return _packed(DONE, result)
+    except NotPicklable as error:
+        if isinstance(result, Ran):
+            return _packed(DONE, _without_unpicklable(result))
+        return _packed(FAILED, portable(error))
+
+
+def _without_unpicklable(ran: Ran) -> Ran:
+    """`ran` with each value that cannot be pickled replaced by an error of its own item."""
+    values, errors = list(ran.values), list(ran.errors)
+    for place, value in enumerate(values):
+        try:
+            _pickling.dumps(value)
+        except NotPicklable as error:
+            values[place] = None
+            errors.append((place, error, ""))
+    return ran._replace(values=values, errors=sorted(errors, key=lambda one: one[0]))
+
+
+async def _end_call(topic: str, number: int, dask_worker: Any) -> None:
+    """Make a call end, if it still runs: it may do so by itself, or else ends with its worker.
+
+    Runs on the worker's event loop, which alone starts tasks: between the look at the call and the kill no
+    other call can have begun.
+    """
+    slot = _running.get((topic, number))
+    if slot is None:
+        return
+    slot.cancelled.set()
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+        if (topic, number) not in _running:
+            return
+    if dask_worker.nanny is not None:  # without one, nobody would start it again
+        for path in list(slot.files):
+            scope.remove(path)
+        _kill_tree(os.getpid())
+
+
+def _end_worker(address: str, dask_worker: Any) -> None:
+    """In a nanny: kill its worker, if it is still that one."""
+    if dask_worker.worker_address == address and dask_worker.pid:
+        _kill_tree(dask_worker.pid)
+
+
+def _kill_tree(pid: int) -> None:
+    """Kill a process and its children (ffmpeg), itself last."""
+    psutil = importlib.import_module("psutil")  # comes with distributed
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for one in (*process.children(recursive=True), process):
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+
+
+def _forget_topic(topic: str, dask_scheduler: Any) -> None:
+    """In a scheduler: the last events of each topic are kept for ever."""
+    dask_scheduler._broker._topics.pop(topic, None)
+
+
+# A cluster on this machine
+
+PROGRAM = "__import__('sys').path[:] = __import__('json').loads(__import__('sys').argv[1]); "
+PROGRAM += "__import__('video.backends.dask', fromlist=['main']).main()"
+"""A `__main__` without a file: the workers have nothing to import again."""
+ADDRESS_FILE = "cluster.json"
+
+
+class _Cluster:
+    """The process that holds a local cluster, seen from ours."""
+
+    def __init__(self, workers: int, threads: int) -> None:
+        self._folder = tempfile.mkdtemp(prefix="video-dask-")
+        path = [os.path.abspath(entry) for entry in sys.path]
+        try:
+            self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and program
+                [
+                    sys.executable,
+                    "-c",
+                    PROGRAM,
+                    json.dumps(path),
+                    self._folder,
+                    str(workers),
+                    str(os.getpid()),
+                ],
+                stdin=subprocess.PIPE,
+                env=os.environ | thread_environment(threads, dict(os.environ)),
+                start_new_session=True,  # Ctrl-C is ours to handle; and so the whole can be killed at once
+            )
+        except OSError as error:
+            scope.remove(self._folder)
+            raise BackendUnavailable(f"the cluster cannot start ({error})", subject="dask") from error
+
+    async def address(self) -> str:
+        """Once all workers are there."""
+        place = Path(self._folder, ADDRESS_FILE)
+        deadline = time.monotonic() + START_SECONDS
+        while not place.exists():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise BackendUnavailable(
+                    "the local cluster does not start", subject="dask", cure="Use the process engine."
+                )
+            await asyncio.sleep(0.005)
+        told = json.loads(place.read_text("utf-8"))
+        if "error" in told:
+            raise BackendUnavailable(
+                f"the local cluster does not start ({told['error']})",
+                subject="dask",
+                cure="Use the process engine.",
+            )
+        return str(told["address"])
+
+    def end(self) -> None:
+        """End all its processes, at the latest after a few seconds by force."""
+        process = self._process
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.write(b"q")  # the pipe's end alone would not do: a forked child may hold it open
+            process.stdin.flush()
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        try:
+            process.wait(LEAVE_SECONDS + GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._kill_rest()
+        scope.remove(self._folder)
+
+    def _kill_rest(self) -> None:
+        """What is left of its session: mostly what only needs a moment to end."""
+        if hasattr(os, "killpg"):
+            deadline = time.monotonic() + GRACE_SECONDS
+            with contextlib.suppress(OSError):  # there is no such group any more
+                while time.monotonic() < deadline:
+                    os.killpg(self._process.pid, 0)
+                    time.sleep(0.002)
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def main() -> None:
+    """Of the process that holds a local cluster."""
+    folder, workers, parent = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    try:
+        asyncio.run(_hold_cluster(folder, workers, parent))
+    except Exception as error:  # noqa: BLE001  # the parent says it
+        _publish(folder, error=f"{type(error).__name__}: {error}")
+    if os.getppid() != parent:
+        scope.remove(str(folder))
+
+
+def _publish(folder: Path, **told: str) -> None:
+    draft = folder / "draft.json"
+    draft.write_text(json.dumps(told), "utf-8")
+    draft.rename(folder / ADDRESS_FILE)  # whole or not at all
+
+
+async def _hold_cluster(folder: Path, workers: int, parent: int) -> None:
+    leave = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for wait in (_read_order, functools.partial(_await_orphanhood, parent)):
+        threading.Thread(target=_then, args=(wait, loop, leave.set), daemon=True).start()
+    importlib.import_module("dask").config.set(
+        {
+            "distributed.scheduler.allowed-failures": 0,
+            "distributed.scheduler.worker-saturation": 1.0,
+            "distributed.scheduler.http.routes": [],
+            "distributed.worker.http.routes": [],
+            "distributed.worker.daemon": False,  # items may use multiprocessing
+            "distributed.worker.profile.enabled": False,
+            "distributed.worker.multiprocessing-method": "forkserver" if sys.platform == "linux" else "spawn",
+        }
+    )
+    cluster = await importlib.import_module("distributed").LocalCluster(
+        asynchronous=True,
+        n_workers=workers,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address=None,
+        scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+        memory_limit=0,  # what the items hold is not Dask's to judge
+        local_directory=str(folder),
+        silence_logs=logging.CRITICAL,
+    )
+    try:
+        _publish(folder, address=cluster.scheduler_address)
+        await leave.wait()
+        if os.getppid() != parent:
+            # The scheduler has seen its client go, and told the calls; they may remove unfinished files.
+            await asyncio.sleep(GRACE_SECONDS)
+    finally:
+        for nanny in cluster.workers.values():
+            nanny.close_gracefully()  # it shall not start another
+            if nanny.pid:
+                _kill_tree(nanny.pid)
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(cluster.close(), LEAVE_SECONDS)
+
+
+def _then(wait: Callable[[], object], loop: asyncio.AbstractEventLoop, act: Callable[[], object]) -> None:
+    wait()
+    with contextlib.suppress(RuntimeError):  # the loop has ended already
+        loop.call_soon_threadsafe(act)
+
+
+def _read_order() -> None:
+    """Any byte is the order to leave, and so is the end of the pipe."""
+    sys.stdin.buffer.read(1)
+
+
+def _await_orphanhood(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+
+
+# In the caller's process
+
+
+class _Quiet(logging.Filter):
+    """Drops what distributed logs in one thread, that of our own loop: all of it comes to the caller as
+    errors. The user's own clients have loops, and threads, of their own."""
+
+    def __init__(self, thread: int | None) -> None:
+        super().__init__()
+        self._thread = thread
+        families = ("distributed", "tornado", "asyncio")
+        names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in families]
+        self._loggers = [logging.getLogger(name) for name in names]
+        for logger in self._loggers:
+            logger.addFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.thread != self._thread
+
+    def remove(self) -> None:
+        for logger in self._loggers:
+            logger.removeFilter(self)
+
+
+_beginning = threading.Lock()
+
+
+class _Call(Future[Any]):
+    """A call and its future in one."""
+
+    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.call: tuple[Callable[..., Any], tuple[Any, ...]] | None = (fn, args)
+        self.packed: _Parcel | bytes = b""
+        self.by_value = False
+        self.number = -1
+        """Of its last sending."""
+        self.remote: Any = None
+        """The cluster's future."""
+        self.address: str | None = None
+        """Of the worker that it began on."""
+        self.started: float | None = None
+        self.resent = 0
+        self.listener: Callable[[float, str], None] | None = None
+
+    def begin(self) -> bool:
+        """It runs from now on; False: it is cancelled or done."""
+        with _beginning:
+            return self.running() or (not self.done() and self.set_running_or_notify_cancel())
+
+    def finish(self, value: Any, error: BaseException | None) -> None:
+        if self.begin():
+            self.call, self.packed = None, b""  # the caller may keep the future
+            if error is None:
+                self.set_result(value)
+            else:
+                self.set_exception(error)
+
+
+class DaskExecutor:
+    """Calls on a cluster, of which they may use all workers.
+
+    :raises BackendUnavailable: if there is no cluster to be had.
+    """
+
+    def __init__(self, workers: int, config: ParallelConfig) -> None:
+        distributed = importlib.import_module("distributed")
+        self._distributed: Any = distributed
+        self._workers = workers
+        self._config = config
+        self._foreign = config.cluster if isinstance(config.cluster, distributed.Client) else None
+        self._hooks = b""
+        if config.initializer is not None or config.finalizer is not None:
+            self._hooks = _pickling.dumps_by_value((config.initializer, config.finalizer))
+        self._topic = f"video-{uuid.uuid4().hex}"
+        self._numbers = itertools.count()
+        self._closed = False
+        self._closing = threading.Lock()
+        self._ending: threading.Thread | None = None
+        self._calls: set[_Call] = set()
+        """Those that are not done."""
+
+        # Of the loop's thread alone:
+        self._client: Any = None
+        self._cluster: _Cluster | None = None
+        self._sent: dict[int, _Call] = {}
+        self._files: dict[int, set[str]] = {}
+        """Unfinished files, by the sending of the call that made them."""
+        self._struck: set[str] = set()
+        """Workers that died, or were killed, with a call that had begun on them."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._kills: set[asyncio.Task[None]] = set()
+        self._mending = asyncio.Lock()
+        self._lost: BackendUnavailable | None = None
+        self._next_try = 0.0
+        self._watched = False
+        self._had_workers = False
+
+        self._outbox: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._quiet: _Quiet | None = None
+        self._loop = self._start_loop() if self._foreign is None else _loop_of(self._foreign)
+        self._postman = threading.Thread(target=self._deliver, name="video-dask-answers", daemon=True)
+        self._postman.start()
+        try:
+            self._do(self._connect())
+        except BaseException:
+            self.shutdown()
+            raise
+
+    # Called by anyone
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        """
+        :raises RuntimeError: once it is shut down.
+        :raises BackendUnavailable: if the user has closed his client.
+        """
+        call = _Call(fn, args)
+        with self._closing:
+            if self._closed:
+                raise RuntimeError("this executor is closed")
+            self._calls.add(call)
+        call.add_done_callback(self._over)
+        try:
+            call.packed = _packed_call(fn, args)
+        except NotPicklable as error:
+            call.finish(None, error)
+            return call
+        try:
+            self._loop.call_soon_threadsafe(self._send, call)
+        except RuntimeError:
+            self._calls.discard(call)
+            raise self._gone() from None
+        return call
+
+    def running(self, call: Future[Any]) -> tuple[int, float] | None:
+        """As `backends.base` says; of a chunk it knows when it began, and not which item it is on."""
+        assert isinstance(call, _Call)
+        started = call.started
+        return None if started is None or call.done() else (0, started)
+
+    def watch(self, call: Future[Any], listener: Callable[[float, str], None]) -> None:
+        """Pass on what the call reports; `listener` is called in another thread."""
+        assert isinstance(call, _Call)
+        call.listener = listener
+
+    def kill(self, call: Future[Any]) -> None:
+        """Give up a running call, and kill its worker if it does not end by itself. Returns at once."""
+        assert isinstance(call, _Call)
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._give_up, call)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Leave the cluster, and end it if it is ours, once all calls are done. With `cancel_futures`, what
+        waits is cancelled, and what runs is given up."""
+        with self._closing:
+            self._closed = True
+            if self._ending is None:
+                self._ending = threading.Thread(target=self._end, name="video-dask-end", daemon=True)
+                self._ending.start()
+        if cancel_futures:
+            for call in list(self._calls):
+                if not call.cancel():
+                    self.kill(call)
+        if wait and threading.current_thread() not in (self._thread, self._postman):
+            self._ending.join()
+
+    # In the thread of answers
+
+    def _deliver(self) -> None:
+        while (act := self._outbox.get()) is not None:
+            act()
+            del act
+
+    def _settle(self, call: _Call, answer: _Parcel | None, error: BaseException | None) -> None:
+        value = None
+        if answer is not None:
+            try:
+                value = _value(answer)
+            except _Unreadable as failure:
+                if self._send_by_value(call):
+                    return
+                error = failure.for_caller()
+            except BaseException as failure:  # noqa: BLE001  # it belongs to the call, not to this thread
+                error = failure
+        call.finish(value, error)
+
+    def _send_by_value(self, call: _Call) -> bool:
+        """Send it again with what it needs of `__main__`, which a worker does not have.
+
+        :return: False if that was tried already.
+        """
+        if call.by_value or call.call is None:
+            return False
+        call.by_value = True
+        try:
+            call.packed = _pickling.dumps_by_value(call.call)
+            self._loop.call_soon_threadsafe(self._send, call)
+        except (NotPicklable, RuntimeError):
+            return False
+        return True
+
+    # On the loop: calls
+
+    def _send(self, call: _Call) -> None:
+        if call.done():
+            return
+        if self._lost is not None or self._client.status != "running":
+            self._keep(self._send_after_mending(call))
+        elif isinstance(call.packed, bytes):
+            self._submit(call, call.packed)
+        else:
+            self._keep(self._send_large(call, call.packed))
+
+    async def _send_after_mending(self, call: _Call) -> None:
+        try:
+            async with self._mending:
+                if self._lost is not None or self._client.status != "running":
+                    await self._mend()
+        except BackendUnavailable as error:
+            self._answer(call, None, error)
+        else:
+            self._send(call)
+
+    async def _send_large(self, call: _Call, packed: _Parcel) -> None:
+        try:
+            data = await self._client.scatter([packed], hash=False, timeout=LOST_SECONDS)
+        except Exception as error:  # noqa: BLE001  # distributed's or the network's
+            self._answer(call, None, _unavailable(f"a call cannot be sent to a worker ({_words(error)})"))
+        else:
+            self._submit(call, data[0])
+
+    def _submit(self, call: _Call, data: Any) -> None:
+        if call.done():
+            return
+        call.number = number = next(self._numbers)
+        about = (self._topic, number, self._config.timeout is not None, bool(self._hooks))
+        try:
+            # One group of keys: so the scheduler keeps back what no worker is free for.
+            call.remote = self._client.submit(_run, about, data, key=(self._topic, number), pure=False)
+        except Exception as error:  # noqa: BLE001  # distributed's or the network's
+            self._answer(call, None, _unavailable(f"the scheduler is lost ({_words(error)})"))
+            return
+        self._sent[number] = call
+        self._keep(self._collect(call, number, call.remote))
+        if not self._watched:
+            self._watched = True
+            self._keep(self._watch())
+
+    async def _collect(self, call: _Call, number: int, remote: Any) -> None:
+        answer: _Parcel | None = None
+        error: Exception | None = None
+        try:
+            answer = await remote
+        except asyncio.CancelledError:  # the loop ends: the user has closed his client
+            error = self._gone()
+            raise
+        except Exception as failure:  # noqa: BLE001  # distributed's: the call itself never raises
+            error = failure
+        finally:
+            if self._sent.pop(number, None) is call:
+                self._conclude(call, answer, error)
+            remote.release()
+
+    def _conclude(self, call: _Call, answer: _Parcel | None, error: Exception | None) -> None:
+        if error is not None and not isinstance(error, BackendUnavailable):
+            error = self._judged(call, error)
+            if error is None:
+                call.resent += 1
+                self._send(call)
+                return
+        if error is not None:
+            self._clear_away(call.number)
+        self._files.pop(call.number, None)
+        self._answer(call, answer, error)
+
+    def _judged(self, call: _Call, error: Any) -> Exception | None:
+        """What a call fails with that the cluster failed with `error`; None: it is to be sent again."""
+        waited = call.address is None and call.resent < MOST_RESENT
+        if isinstance(error, self._distributed.KilledWorker):
+            address = error.last_worker.address
+            begun = {one.address for one in self._sent.values()} | self._struck
+            if waited and address in begun:
+                return None  # it stood behind a call that had begun there
+            if call.address is not None:
+                self._struck.add(address)
+            return _chunk_lost("its worker died", certain=False)
+        if isinstance(error, concurrent.futures.CancelledError):
+            if self._client.status != "running":
+                return _unavailable("the connection to its scheduler is lost")
+            if waited:  # its data was on a worker that died
+                return None
+            return _chunk_lost("the cluster has dropped it", certain=False)
+        if isinstance(error.__cause__ or error, ImportError):
+            return _unavailable(
+                f"it cannot run the call ({_words(error.__cause__ or error)})",
+                cure="Install this package, and what the task needs, on its scheduler and workers.",
+            )
+        return _unavailable(f"it cannot run the call ({_words(error)})")
+
+    def _answer(self, call: _Call, answer: _Parcel | None, error: BaseException | None) -> None:
+        self._outbox.put(functools.partial(self._settle, call, answer, error))
+
+    def _hear(self, event: tuple[float, tuple[Any, ...]]) -> None:
+        """An event of a call. Its time is its arrival here: the worker's clock may be another one."""
+        what, number, *more = event[1]
+        call = self._sent.get(number)
+        now = time.monotonic()
+        if what == MADE:
+            self._files.setdefault(number, set()).add(more[0])
+        elif what == GONE:
+            self._files.get(number, set()).discard(more[0])
+        elif call is None:
+            if what == TAKEN:  # it was given up on its way
+                self._end_on(more[0], number)
+        elif what == TAKEN:
+            call.address = more[0]
+            call.started = now if self._config.timeout is None else now + LOAD_SECONDS
+            call.begin()
+        elif what == BEGAN:
+            call.started = now
+        elif what == ENDED:
+            call.started = now + TRANSFER_SECONDS
+        elif what == REPORT and call.listener is not None:
+            self._outbox.put(functools.partial(call.listener, *more))
+
+    def _over(self, call: Future[Any]) -> None:
+        """In whichever thread the call ended, or was cancelled."""
+        assert isinstance(call, _Call)
+        self._calls.discard(call)
+        if call.cancelled():
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._withdraw, call)
+
+    def _give_up(self, call: _Call) -> None:
+        if not call.done():
+            self._withdraw(call)
+            self._answer(call, None, _chunk_lost("it was given up"))
+
+    def _withdraw(self, call: _Call) -> None:
+        """Take a call back from the cluster, and stop it where it runs."""
+        if self._sent.pop(call.number, None) is not call:
+            return
+        remote, call.remote = call.remote, None
+        # First, so that the scheduler does not run it elsewhere once its worker is dead.
+        self._keep(remote.cancel())
+        if call.address is not None:
+            self._end_on(call.address, call.number)
+
+    def _end_on(self, address: str, number: int) -> None:
+        """End a call that was withdrawn, if need be with its worker; those that wait there are sent again."""
+        self._struck.add(address)
+        if not (self._closed and self._cluster is not None):  # then all is about to end
+            self._kills.add(task := self._keep(self._end_there(address, number)))
+            task.add_done_callback(self._kills.discard)
+
+    async def _end_there(self, address: str, number: int) -> None:
+        run = functools.partial(self._client.run, workers=[address], on_error="ignore")
+        with contextlib.suppress(Exception):  # a worker, or a scheduler, that is gone
+            try:
+                await asyncio.wait_for(run(_end_call, self._topic, number), GRACE_SECONDS + STOP_SECONDS)
+            except TimeoutError:
+                await asyncio.wait_for(run(_end_worker, address, nanny=True), LEAVE_SECONDS)
+        self._clear_away(number)
+
+    def _clear_away(self, number: int) -> None:
+        """Remove what a dead call left unfinished on this machine."""
+        files = self._files.pop(number, ())
+        if self._cluster is not None:
+            for path in files:
+                self._outbox.put(functools.partial(scope.remove, path))
+
+    async def _watch(self) -> None:
+        """While calls are under way, see that there is a scheduler, and that it has workers."""
+        heard = staffed = time.monotonic()
+        while self._sent:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                threads = await asyncio.wait_for(self._client.nthreads(), LOST_SECONDS / 2)
+            except Exception:  # noqa: BLE001  # distributed's or the network's
+                threads = None
+            now = time.monotonic()
+            if threads is None:
+                if now - heard > LOST_SECONDS - WATCH_SECONDS:
+                    self._lost = _unavailable("its scheduler does not answer")
+                    self._fail_all(self._lost)
+                continue
+            heard = now
+            self._had_workers |= bool(threads)
+            if threads:
+                staffed = now
+            elif now - staffed > (LOST_SECONDS if self._had_workers else NO_WORKER_SECONDS) - WATCH_SECONDS:
+                self._fail_all(_unavailable("it has no workers", cure="Start workers for its scheduler."))
+        self._watched = False
+
+    def _fail_all(self, error: BackendUnavailable) -> None:
+        for call in list(self._sent.values()):
+            self._withdraw(call)
+            self._answer(call, None, error)
+
+    # On the loop: the connection
+
+    async def _connect(self) -> None:
+        """
+        :raises BackendUnavailable: after a few seconds at most.
+        """
+        if self._foreign is not None:
+            self._client = self._foreign
+        else:
+            address = _address(self._config.cluster)
+            if address is None:
+                threads = self._config.threads_per_worker or max(1, scope.usable_cpus() // self._workers)
+                self._cluster = _Cluster(self._workers, threads)
+                address = await self._cluster.address()
+            self._client = await self._new_client(address)
+        try:
+            self._had_workers = bool(await asyncio.wait_for(self._client.nthreads(), CONNECT_SECONDS))
+            self._client.subscribe_topic(self._topic, self._hear)
+            if self._hooks:
+                plugin = _plugin(self._topic, self._hooks)
+                await asyncio.wait_for(
+                    self._client.register_plugin(plugin, name=self._topic), CONNECT_SECONDS
+                )
+        except Exception as error:
+            raise _unavailable(f"its scheduler does not answer ({_words(error)})") from error
+
+    async def _new_client(self, address: str) -> Any:
+        client = None
+        try:
+            client = self._distributed.Client(
+                address,
+                asynchronous=True,
+                set_as_default=False,
+                timeout=CONNECT_SECONDS,
+                direct_to_workers=True if self._cluster is not None else None,
+            )
+            await asyncio.wait_for(client, 2 * CONNECT_SECONDS)
+            client.scheduler_comm.interval = SEND_SECONDS
+        except Exception as error:
+            if client is not None:
+                with contextlib.suppress(Exception):
+                    await client.close()
+            raise _unavailable(f"no scheduler answers at {address} ({_words(error)})") from error
+        return client
+
+    async def _mend(self) -> None:
+        """Connect again: the scheduler may be back."""
+        if self._lost is not None and time.monotonic() < self._next_try:
+            raise self._lost
+        await self._disconnect()
+        try:
+            await self._connect()
+        except BackendUnavailable as error:
+            self._lost, self._next_try = error, time.monotonic() + LOST_SECONDS
+            raise
+        self._lost = None
+
+    async def _leave(self) -> None:
+        """Wait for calls that are being killed, and take back what we brought into the cluster."""
+        client = self._client
+        if self._kills:
+            await asyncio.wait(self._kills, timeout=GRACE_SECONDS + STOP_SECONDS + LEAVE_SECONDS)
+        if client is not None and client.status == "running":
+            if self._hooks:
+                with contextlib.suppress(Exception):
+                    await asyncio.wait_for(client.unregister_worker_plugin(self._topic), LEAVE_SECONDS)
+            if self._cluster is None:
+                with contextlib.suppress(Exception):
+                    client.unsubscribe_topic(self._topic)
+                    client._event_handlers.pop(self._topic, None)
+                    await asyncio.wait_for(client.run_on_scheduler(_forget_topic, self._topic), LEAVE_SECONDS)
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        if self._client is not None and self._foreign is None:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(self._client.close(), LEAVE_SECONDS)
+        if self._cluster is not None:
+            cluster, self._cluster = self._cluster, None
+            await asyncio.to_thread(cluster.end)
+            for path in itertools.chain.from_iterable(self._files.values()):
+                self._outbox.put(functools.partial(scope.remove, path))
+
+    # Threads
+
+    def _start_loop(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=_turn, args=(loop,), name="video-dask-loop", daemon=True)
+        self._thread.start()
+        self._quiet = _Quiet(self._thread.ident)
+        return loop
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run it on the loop, and wait for it."""
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:  # the loop is closed
+            work.close()
+            raise
+        future.result()
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run it beside; the loop alone would not keep it alive."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _end(self) -> None:
+        concurrent.futures.wait(list(self._calls))
+        with contextlib.suppress(Exception):
+            self._do(self._leave())
+        if self._thread is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        self._outbox.put(None)
+        self._postman.join()
+        if self._quiet is not None:
+            self._quiet.remove()
+
+    def _gone(self) -> BackendUnavailable:
+        return _unavailable("its client is closed", cure="Keep the client open while the engine uses it.")
+
+
+def _turn(loop: asyncio.AbstractEventLoop) -> None:
+    """The thread of our loop."""
+    loop.run_forever()
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+
+def _loop_of(client: Any) -> asyncio.AbstractEventLoop:
+    """
+    :raises BackendUnavailable: if the user's client is closed, or its loop is the caller's own: to wait for
+        it would be to wait for ever.
+    """
+    if client.status != "running":
+        raise _unavailable(f"its client is {client.status}", cure="Pass one that is connected.")
+    if client.asynchronous:
+        raise _unavailable(
+            "its client runs on the caller's event loop",
+            cure="Pass the scheduler's address, or a Client made without asynchronous=True.",
+        )
+    loop: asyncio.AbstractEventLoop = client.loop.asyncio_loop
+    return loop
+
+
+def _address(cluster: Any) -> str | None:
+    """Of the scheduler that the setting names; None: there is to be a local cluster.
+
+    :raises BackendUnavailable: if it names a scheduler file that cannot be read.
+    :raises ConfigError: if it is nothing of the kind.
+    """
+    if cluster is None:
+        return os.environ.get("DASK_SCHEDULER_ADDRESS") or None
+    named = getattr(cluster, "scheduler_address", cluster)  # a LocalCluster and its like
+    if not isinstance(named, str | os.PathLike):
+        raise ConfigError(
+            f"cluster is {cluster!r}", cure="It takes an address, the path of a scheduler file, or a Client."
+        )
+    path = Path(named)
+    if path.suffix != ".json" and not path.is_file():
+        return str(named)
+    try:
+        return str(json.loads(path.read_text("utf-8"))["address"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise BackendUnavailable(
+            f"is no scheduler file ({_words(error)})",
+            subject=str(path),
+            cure="Pass the file that `dask scheduler --scheduler-file` writes.",
+        ) from error
+
+
+def _packed_call(fn: Callable[..., Any], args: tuple[Any, ...]) -> _Parcel | bytes:
+    """Small ones travel in the task graph, and have all in the pickle.
+
+    :raises NotPicklable: with the reason.
+    """
+    parcel = _packed(DONE, (fn, args))
+    if sys.getsizeof(parcel) > LARGE_BYTES:
+        return parcel
+    return _pickling.dumps((fn, args)) if parcel.buffers else parcel.body
+
+
+class _Unreadable(Exception):
+    """A call did not unpickle in the worker."""
+
+    def for_caller(self) -> NotPicklable:
+        error = NotPicklable(
+            f"does not unpickle in a worker ({str(self).strip().splitlines()[-1]})",
+            cure="Pass plain data such as paths, or use the thread engine.",
+        )
+        error.__cause__ = RemoteTraceback(str(self))
+        return error
+
+
+def _value(answer: _Parcel) -> Any:
+    """The result of a call; raises what it raised."""
+    if answer.what == UNREADABLE:
+        raise _Unreadable(bytes(answer.body).decode("utf-8", "replace"))
+    try:
+        value = answer.open()
+    except Exception as error:
+        raise NotPicklable(
+            f"the result does not unpickle ({_words(error)})",
+            cure="Return plain data, or use the thread engine.",
+        ) from error
+    if answer.what == FAILED:
+        raise arrived(*value)
+    if answer.what == BROKEN:
+        cause = arrived(*value)
+        raise _unavailable(f"the initializer failed in a worker ({_words(cause)})") from cause
+    return value
+
+
+def _chunk_lost(words: str, *, certain: bool = True) -> ChunkLost:
+    return ChunkLost(WorkerDied(words), Ran([], [], []), certain=certain)
+
+
+def _unavailable(words: str, cure: str | None = None) -> BackendUnavailable:
+    return BackendUnavailable(words, subject="the Dask cluster", cure=cure)
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+class DaskBackend:
+    traits: ClassVar[Traits] = Traits(
+        start=0.8, call=6e-3, own_gil=True, pickles=True, coroutines=False, kills=True, remote=True
+    )
+
+    def __init__(self, config: ParallelConfig) -> None:
+        self._config = config
+
+    def open(self, workers: int) -> DaskExecutor:
+        return DaskExecutor(workers, self._config)
