@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a worker process starts faster without typing
+    from typing import Any
 
-if TYPE_CHECKING:
     from video.config import BackendType, ParallelConfig
     from video.futures import ParallelExecutor, executor
     from video.models import Clip, VideoClipRequest, VideoClipResponse
@@ -48,6 +48,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
+        from importlib import import_module
+
         value = getattr(import_module(_HOMES[name]), name)
         globals()[name] = value
         return value

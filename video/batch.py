@@ -18,7 +18,7 @@ from threading import Lock
 from typing import Any, Generic, TypeVar
 
 from video import plan
-from video.backends.base import Executor, Ran, Traits, run_chunk, run_coroutines, run_packed
+from video.backends.base import Executor, Ran, Traits, run_chunk, run_packed
 from video.config import ParallelConfig
 from video.errors import BatchFailed, ItemCancelled
 from video.events import Event, Kind, Observer, emit
@@ -357,6 +357,10 @@ class Call:
         self._hand = hand
         self._coroutine = coroutine
         self._packs = False
+        if coroutine:
+            from video.backends.loop import run_coroutines
+
+            self._run_coroutines = run_coroutines
         if traits.pickles:
             from video.backends import _forward, _pickling
 
@@ -373,7 +377,7 @@ class Call:
         """
         if self._coroutine:
             number, hand = lease.number, self._hand
-            return run_coroutines, self._task, lease.items, self._threads, lambda ran: hand((number, ran))
+            return self._run_coroutines, self._task, lease.items, self._threads, lambda ran: hand((number, ran))
         if self._packs:
             items = self._pickling.dumps_by_value(lease.items)
             return run_packed, self._task, items, self._threads, self._levels

@@ -28,8 +28,10 @@ All of them survive pickling, with their attributes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a worker process starts faster without these
+    from collections.abc import Sequence
+    from typing import Any
 
 
 class VideoError(Exception):

@@ -11,16 +11,17 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from video.errors import ItemCancelled
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a worker process starts faster without these
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from typing import Any
 
 REPORT_SECONDS = 0.1
 """Reports of progress closer together than this are dropped: nobody can read faster."""
@@ -34,20 +35,28 @@ def _unheard(fraction: float, words: str) -> None:
     """Nobody watches."""
 
 
-@dataclass(slots=True)
 class Slot:
     """One worker's place, set by the backend around the items that it runs."""
 
-    threads: int = 1
-    """Native threads (codecs, BLAS) that an item may use."""
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    declare: Callable[[str, bool], None] = _ignore
-    """Told (path, True) before an unfinished file is made, (path, False) once it is gone or whole."""
-    listener: Callable[[float, str], None] = _unheard
-    reported: float = 0.0
-    """`time.monotonic()` of the last report."""
-    board: Any = None
-    """Where a worker process writes down which item it is on (`video.backends._board`)."""
+    __slots__ = ("board", "cancelled", "declare", "listener", "reported", "threads")
+
+    def __init__(
+        self,
+        threads: int = 1,
+        declare: Callable[[str, bool], None] = _ignore,
+        listener: Callable[[float, str], None] = _unheard,
+        board: Any = None,
+    ) -> None:
+        self.threads = threads
+        """Native threads (codecs, BLAS) that an item may use."""
+        self.cancelled = threading.Event()
+        self.declare = declare
+        """Told (path, True) before an unfinished file is made, (path, False) once it is gone or whole."""
+        self.listener = listener
+        self.reported = 0.0
+        """`time.monotonic()` of the last report."""
+        self.board = board
+        """Where a worker process writes down which item it is on (`video.backends._board`)."""
 
 
 _slot: ContextVar[Slot | None] = ContextVar("video_slot", default=None)
@@ -131,6 +140,8 @@ def remove(path: str) -> None:
     """Remove a file or a folder tree if it is there; never raises."""
     with contextlib.suppress(OSError):
         if os.path.isdir(path) and not os.path.islink(path):
+            import shutil
+
             shutil.rmtree(path, ignore_errors=True)
         else:
             os.unlink(path)
@@ -150,8 +161,11 @@ def usable_cpus() -> int:
     return max(1, count if quota is None else min(count, math.ceil(quota)))
 
 
-def _cgroup_quota(root: Path = Path("/")) -> float | None:
+def _cgroup_quota(root: Path | None = None) -> float | None:
     """CPUs granted by the control group of this process or any of its parents, or None without a limit."""
+    from pathlib import Path
+
+    root = root or Path("/")
     grants: list[float] = []
     names: tuple[str, ...]
     try:

@@ -16,14 +16,16 @@ from __future__ import annotations
 import mmap
 import os
 import pickle
-import tempfile
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 from video.backends import _pickling
-from video.backends.base import CHUNK_SECONDS, Ran, portable
+from video.backends._chunk import CHUNK_SECONDS, Ran, portable
 from video.errors import NotPicklable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
 SIZE = 1 << 17
 """Bytes of one board: 128 KiB, most of it for records."""
@@ -50,6 +52,8 @@ def create() -> int:
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("video-board", os.MFD_CLOEXEC)
     else:  # macOS
+        import tempfile
+
         with tempfile.TemporaryFile() as file:
             fd = os.dup(file.fileno())
     try:
@@ -115,7 +119,7 @@ class Board(_Mapped):
             except Exception as failure:  # noqa: BLE001  # whatever the result's own code raises
                 value = _Failed(unreadable(failure), "")
             if type(value) is _Failed:
-                ran.errors.append((len(ran.values), *value))
+                ran.errors.append((len(ran.values), value.error, value.text))
                 value = None
             ran.values.append(value)
             ran.seconds.append(self._starts[number + 1] - self._starts[number])
@@ -160,7 +164,7 @@ class Desk(_Mapped):
                 raise
             except BaseException as failure:  # noqa: BLE001  # sys.exit() must not end the worker
                 value, record = None, _Failed(*portable(failure))
-                errors.append((len(values), *record))
+                errors.append((len(values), record.error, record.text))
             end = clock()
             took = end - start
             left -= 1
@@ -193,11 +197,14 @@ class Desk(_Mapped):
         return Ran(values, seconds, errors)
 
 
-class _Failed(NamedTuple):
+class _Failed:
     """The record of an item that raised."""
 
-    error: BaseException
-    text: str
+    __slots__ = ("error", "text")
+
+    def __init__(self, error: BaseException, text: str) -> None:
+        self.error = error
+        self.text = text
 
 
 _SCALARS = frozenset({type(None), bool, int, float})

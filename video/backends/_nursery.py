@@ -19,8 +19,6 @@ Records, both ways, are `RECORD`: a letter, a process id, a wait status.
 from __future__ import annotations
 
 import contextlib
-import importlib
-import json
 import os
 import select
 import signal
@@ -28,8 +26,10 @@ import socket
 import struct
 import sys
 import time
-import traceback
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # it starts faster without
+    from typing import NoReturn
 
 GRACE_SECONDS = 1.0
 """How long workers may take to remove their unfinished files once their parent is gone."""
@@ -37,28 +37,27 @@ RECORD = struct.Struct("<cqi")
 FORK, KILL, BORN, UNBORN, DEAD = b"F", b"K", b"B", b"U", b"D"
 
 
-PROGRAM = "__import__('sys').path[:] = __import__('json').loads(__import__('sys').argv[1])['path']; "
+PROGRAM = "__import__('sys').path[:] = __import__('sys').argv[3 + int(__import__('sys').argv[2]):]; "
 PROGRAM += "__import__('video.backends._nursery', fromlist=['main']).main()"
 """Run by `python -c`, so that the parent's import path is in place before this package is looked for. It
 binds no names: workers inherit this `__main__`, and a name of the user's script must not be found in it."""
 
 
 def command(path: list[str], preload: tuple[str, ...], control_fd: int) -> list[str]:
-    plan = {"path": path, "preload": preload, "control": control_fd}
-    return [sys.executable, "-c", PROGRAM, json.dumps(plan)]
+    return [sys.executable, "-c", PROGRAM, str(control_fd), str(len(preload)), *preload, *path]
 
 
 def main() -> None:
-    plan: dict[str, Any] = json.loads(sys.argv[1])
-    control_fd, preload = plan["control"], plan["preload"]
+    control_fd, count = int(sys.argv[1]), int(sys.argv[2])
+    preload, path = sys.argv[3 : 3 + count], sys.argv[3 + count :]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     for name in preload:
         with contextlib.suppress(Exception):  # it will say so in the task that needs it
-            importlib.import_module(name)
+            __import__(name)
     if preload and len(os.listdir("/proc/self/task")) > 1:
         # A preloaded module has started threads, and a process with threads must not fork: do without.
         os.set_inheritable(control_fd, True)
-        os.execv(sys.executable, command(plan["path"], (), control_fd))  # noqa: S606  # ourselves again
+        os.execv(sys.executable, command(path, (), control_fd))  # noqa: S606  # ourselves again
     _serve(socket.socket(fileno=control_fd))
 
 
@@ -146,7 +145,7 @@ def _become_worker(control: socket.socket, fds: list[int]) -> NoReturn:
         serve(socket.socket(fileno=fds[0]), fds[1])
         status = 0
     except BaseException:  # noqa: BLE001  # nothing may get past the fork
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()

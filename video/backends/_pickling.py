@@ -10,10 +10,13 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
-from collections.abc import Callable
-from typing import Any
 
 from video.errors import NotPicklable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 loads = pickle.loads
 
@@ -122,11 +125,9 @@ class Shipped:
     """
 
     def __init__(self, task: Callable[..., Any]) -> None:
-        import cloudpickle
-
         self._key = f"{os.getpid()}-{next(_numbers)}"
         try:
-            self._packed = bytes(cloudpickle.dumps(task, protocol=5))
+            self._packed = _task_bytes(task)
         except Exception as error:
             raise NotPicklable(
                 f"the task cannot be pickled for a worker process ({type(error).__name__}: {error})",
@@ -136,6 +137,18 @@ class Shipped:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpack, (self._key, self._packed)
+
+
+def _task_bytes(task: Callable[..., Any]) -> bytes:
+    try:
+        packed = pickle.dumps(task, protocol=5)
+        if b"__main__" not in packed:  # what is defined there, a worker could not import
+            return packed
+    except Exception:  # noqa: BLE001, S110  # as in `pack`
+        pass
+    import cloudpickle
+
+    return bytes(cloudpickle.dumps(task, protocol=5))
 
 
 def _unpack(key: str, packed: bytes) -> Callable[..., Any]:

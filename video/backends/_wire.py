@@ -22,8 +22,11 @@ import os
 import socket
 import struct
 import weakref
-from collections.abc import Sequence
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
 
 SEGMENT_BYTES = 1 << 16
 """From here on the segment is faster than the socket (benchmarks/bench_payload.py)."""

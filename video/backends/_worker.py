@@ -16,7 +16,6 @@ Which item it is on it writes on its board (`_board`). The end of the pipe is th
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import signal
@@ -25,16 +24,19 @@ import struct
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from collections import namedtuple
 
 import video.scope as scope
 from video.backends import _pickling
 from video.backends._board import Desk
 from video.backends._wire import Wire
-from video.backends.base import Ran, portable
+from video.backends._chunk import Ran, portable
 from video.errors import ItemCancelled
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NamedTuple, NoReturn
 
 SETUP, CALL = b"s", b"c"
 READY, BROKEN, PART, DONE, FAILED, UNREADABLE = b"r", b"b", b"t", b"d", b"f", b"u"
@@ -56,15 +58,20 @@ THREAD_VARIABLES = (
 """Read by native libraries when they are loaded; the same list as joblib's, so that users can compare."""
 
 
-class Setup(NamedTuple):
-    """What a worker is told before its first call."""
+if TYPE_CHECKING:
 
-    levels: dict[str, int]
-    """Of the caller's loggers, see `_forward.levels`."""
-    hooks: bytes
-    """Pickled (initializer, finalizer); empty: there are none."""
-    memory_bytes: float
-    """Resident memory above which it asks to be replaced."""
+    class Setup(NamedTuple):
+        """What a worker is told before its first call."""
+
+        levels: dict[str, int]
+        """Of the caller's loggers, see `_forward.levels`."""
+        hooks: bytes
+        """Pickled (initializer, finalizer); empty: there are none."""
+        memory_bytes: float
+        """Resident memory above which it asks to be replaced."""
+
+else:
+    Setup = namedtuple("Setup", "levels hooks memory_bytes")
 
 
 def thread_environment(threads: int, environ: dict[str, str]) -> dict[str, str]:
@@ -123,7 +130,7 @@ class _Worker:
                 if initializer is not None:
                     initializer()
             except BaseException:  # noqa: BLE001  # whatever it raises, the parent is to know
-                self._send(BROKEN, traceback.format_exc().encode("utf-8", "replace"))
+                self._send(BROKEN, _traceback().encode("utf-8", "replace"))
                 return
         self._send(READY, b"")
         while True:
@@ -138,7 +145,7 @@ class _Worker:
             try:
                 self._finalizer()
             except BaseException:  # noqa: BLE001  # nobody is left to tell but who reads standard error
-                traceback.print_exc(file=sys.__stderr__)
+                print(_traceback(), file=sys.__stderr__)
 
     def _send(self, tag: bytes, body: bytes, buffers: Any = ()) -> None:
         with self._sending:  # an item's own threads may declare files too
@@ -155,7 +162,7 @@ class _Worker:
         try:
             fn, args = _pickling.loads(body, buffers=buffers)
         except Exception:  # noqa: BLE001  # unpickling runs foreign code, which may raise anything
-            self._send(UNREADABLE, traceback.format_exc().encode("utf-8", "replace"))
+            self._send(UNREADABLE, _traceback().encode("utf-8", "replace"))
             return
         del body, buffers
         self._desk.begin()
@@ -196,18 +203,24 @@ def _resident_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-PROGRAM = "__import__('sys').path[:] = __import__('json').loads(__import__('sys').argv[1]); "
+def _traceback() -> str:
+    import traceback
+
+    return traceback.format_exc()
+
+
+PROGRAM = "__import__('sys').path[:] = __import__('sys').argv[4:]; "
 PROGRAM += "__import__('video.backends._worker', fromlist=['main']).main()"
 """Binds no names in `__main__`, as in `_nursery`."""
 
 
 def command(path: list[str], fd: int, board_fd: int) -> list[str]:
     """The command line of a worker with an interpreter of its own; `fd` is its end of the pipe."""
-    return [sys.executable, "-c", PROGRAM, json.dumps(path), str(fd), str(board_fd), str(os.getpid())]
+    return [sys.executable, "-c", PROGRAM, str(fd), str(board_fd), str(os.getpid()), *path]
 
 
 def main() -> None:
-    fd, board_fd, parent = map(int, sys.argv[2:5])
+    fd, board_fd, parent = map(int, sys.argv[1:4])
     die_with(parent)
     serve(socket.socket(fileno=fd), board_fd)
 

@@ -6,12 +6,13 @@ import asyncio
 import inspect
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, ClassVar
 
+import video.scope as scope
 from video.backends._pool import LOST_SECONDS, Call, initializer_failed
-from video.backends.base import Traits
+from video.backends.base import Ran, Traits
 from video.backends.thread import ThreadExecutor
 from video.config import ParallelConfig
 from video.errors import ItemCancelled
@@ -122,6 +123,73 @@ def _new_loop(use_uvloop: bool) -> asyncio.AbstractEventLoop:
         else:
             return uvloop.new_event_loop()
     return asyncio.new_event_loop()
+
+
+async def run_coroutines(
+    task: Callable[[Any], Any], items: Sequence[Any], threads: int, hand: Callable[[Ran], None]
+) -> Ran:
+    """`run_chunk` for an `async def` task: the items run side by side.
+
+    :param hand: takes results of some before all are done, those of one turn of the loop together.
+    """
+    scope.enter(scope.Slot(threads))
+    clock = time.monotonic
+    values: list[Any] = []
+    seconds: list[float] = []
+    errors: list[tuple[int, BaseException, str]] = []
+    positions: list[int] = []
+
+    async def run(position: int, item: Any) -> None:
+        start = clock()
+        value = None
+        try:
+            value = await task(item)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # a cancellation must pass
+            errors.append((len(values), error, ""))
+        values.append(value)
+        seconds.append(clock() - start)
+        positions.append(position)
+
+    if len(items) == 1:  # in this coroutine itself, so that giving it up cancels the item
+        await run(0, items[0])
+        return Ran(values, seconds, errors)
+
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+    left = len(items)
+
+    def flush() -> None:
+        nonlocal values, seconds, errors, positions, left
+        if values:
+            left -= len(values)
+            ran = Ran(values, seconds, errors, positions)
+            values, seconds, errors, positions = [], [], [], []
+            hand(ran)
+        if not left and not done.done():
+            done.set_result(None)
+
+    flushing = False
+
+    def ended(_: asyncio.Task[None]) -> None:
+        nonlocal flushing
+        if not flushing:
+            flushing = True
+            loop.call_soon(turn)
+
+    def turn() -> None:
+        nonlocal flushing
+        flushing = False
+        flush()
+
+    tasks = [loop.create_task(run(position, item)) for position, item in enumerate(items)]
+    for one in tasks:
+        one.add_done_callback(ended)
+    try:
+        await done
+    finally:
+        for one in tasks:
+            one.cancel()
+    return Ran([], [], [], ())
 
 
 class LoopBackend:
