@@ -1,6 +1,6 @@
 """One batch on one executor: the loop between the reducer, which decides, and the engine, which runs.
 
-    items -> [draw] -> reducer -> leases on the executor -> [wait] -> reducer -> runs of outcomes -> caller
+items -> [draw] -> reducer -> leases on the executor -> [wait] -> reducer -> runs of outcomes -> caller
 """
 
 from __future__ import annotations
@@ -323,7 +323,9 @@ class Batch(Generic[R]):
 
     def _spot_check(self, checks: SpotChecks) -> None:
         for index, values in checks.differences():
-            message = f"item {index}: {self._choice.backend} gave {values[0]!r}, the caller's process {values[1]!r}"
+            message = (
+                f"item {index}: {self._choice.backend} gave {values[0]!r}, the caller's process {values[1]!r}"
+            )
             self._tell(Kind.SPOT_CHECK_DIFFERED, index=index, message=message, values=values)
             warnings.warn(f"spot check: {message}", SpotCheckWarning, stacklevel=2)
 
@@ -377,7 +379,13 @@ class Call:
         """
         if self._coroutine:
             number, hand = lease.number, self._hand
-            return self._run_coroutines, self._task, lease.items, self._threads, lambda ran: hand((number, ran))
+            return (
+                self._run_coroutines,
+                self._task,
+                lease.items,
+                self._threads,
+                lambda ran: hand((number, ran)),
+            )
         if self._packs:
             items = self._pickling.dumps_by_value(lease.items)
             return run_packed, self._task, items, self._threads, self._levels

@@ -78,7 +78,9 @@ class ParallelConfig:
             if value is None and name in _OPTIONAL_COUNTS:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"{name} is {value!r}", cure=f"It takes a whole number of at least {least}.")
+                raise ConfigError(
+                    f"{name} is {value!r}", cure=f"It takes a whole number of at least {least}."
+                )
         for name, unit in (("timeout", "seconds"), ("max_worker_memory_mb", "MiB")):
             value = getattr(self, name)
             if value is not None and not (

@@ -57,9 +57,7 @@ class ParallelExecutor(Executor):
     """
 
     def __init__(self, config: ParallelConfig | None = None, *, observers: Iterable[Observer] = ()) -> None:
-        config = dataclasses.replace(
-            config or ParallelConfig(), chunk_size=1, fail="isolate", spot_check=0
-        )
+        config = dataclasses.replace(config or ParallelConfig(), chunk_size=1, fail="isolate", spot_check=0)
         runner = Runner(config, observers=observers)
         self._calls = _Calls()
         choice = runner.choose(_call, None)
@@ -70,9 +68,7 @@ class ParallelExecutor(Executor):
         self._max_workers = choice.workers  # libraries that take an executor look at this name
         self._runner = runner
         # The context holds the slot, where this is a worker: a pool inside it then runs inline.
-        work = functools.partial(
-            contextvars.copy_context().run, _serve, runner, self._stream, self._calls
-        )
+        work = functools.partial(contextvars.copy_context().run, _serve, runner, self._stream, self._calls)
         self._thread = threading.Thread(target=work, name="video-executor", daemon=True)
         # As in the standard library, what was submitted is done before the program ends.
         self._finalizer = weakref.finalize(self, _finish, self._calls, self._stream, self._thread)
@@ -226,4 +222,3 @@ async def _call_and_wait(job: Job) -> Any:
 
 def _call_each(fn: Callable[..., T], calls: list[tuple[Any, ...]]) -> list[T]:
     return [fn(*args) for args in calls]
-

@@ -43,9 +43,7 @@ class _Draft(Generic[T]):
     __slots__ = Outcome.__slots__
 
 
-def first_runs(
-    indexes: Sequence[int], values: Sequence[Any], seconds: Sequence[float]
-) -> list[Outcome[Any]]:
+def first_runs(indexes: Sequence[int], values: Sequence[Any], seconds: Sequence[float]) -> list[Outcome[Any]]:
     """Good outcomes of items that ran for the first time; as many as there are values.
 
     A frozen dataclass takes 0.8 us to make, which is half of what an item may cost in all; a draft that

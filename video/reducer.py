@@ -287,7 +287,9 @@ class Reducer:
 
     def unhanded(self) -> list[Outcome[Any]]:
         """Outcomes that wait for their turn, by index."""
-        runs = self._unordered if not self.rules.ordered else [self._ready[key] for key in sorted(self._ready)]
+        runs = (
+            self._unordered if not self.rules.ordered else [self._ready[key] for key in sorted(self._ready)]
+        )
         return [outcome for run in runs for outcome in run]
 
     def waiting(self) -> list[int]:
@@ -456,4 +458,3 @@ class Reducer:
             queue.append(Waiting([index], [lease.items[position]], alone=alone, unbegun=unbegun))
         if left:
             self.reruns.append((len(left), error))
-

@@ -68,6 +68,14 @@ def create() -> int:
     return fd
 
 
+def check() -> None:
+    """:raises OSError: if there is no shared memory; better now than in the middle of a batch."""
+    try:
+        os.close(create())
+    except OSError as error:
+        raise OSError(error.errno, f"there is no shared memory to be had: {error.strerror}") from error
+
+
 class _Mapped:
     def __init__(self, fd: int) -> None:
         """:param fd: of `create`; may be closed afterwards."""

@@ -36,20 +36,11 @@ class Child(Protocol):
 
 
 class Nursery:
-    """The parent's side of `_nursery`, started with the first child."""
+    """The parent's side of a fork server."""
 
-    def __init__(self, preload: tuple[str, ...], threads: int) -> None:
-        ours, theirs = socket.socketpair()
-        modules = ("video.backends._worker", *preload)
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
-                _nursery.command(_import_path(), modules, theirs.fileno()),
-                env=dict(os.environ) | _worker.thread_environment(threads, dict(os.environ)),
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        self._control = ours
+    def __init__(self, launched: _nursery.Launched) -> None:
+        self._process = launched.process
+        self._control = launched.control
         self._asking = threading.Lock()
         self._born: list[NurseryChild] = []
         self._children: dict[int, NurseryChild] = {}
@@ -164,7 +155,7 @@ class SpawnedChild:
         self.wire = Wire(self._socket.dup())
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
-                _worker.command(_import_path(), theirs.fileno(), board_fd),
+                _worker.command(_nursery.import_path(), theirs.fileno(), board_fd),
                 env=dict(os.environ) | _worker.thread_environment(threads, dict(os.environ)),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno(), board_fd],
@@ -203,8 +194,3 @@ class SpawnedChild:
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-
-
-def _import_path() -> list[str]:
-    """`sys.path` for a process that starts elsewhere; "" means the current folder."""
-    return [entry or os.getcwd() for entry in sys.path]

@@ -98,9 +98,7 @@ def _run(task: Callable[[Any], Any], items: Sequence[Any], slot: scope.Slot) -> 
     return Ran(values, seconds, errors)
 
 
-def run_packed(
-    task: Callable[[Any], Any], items: bytes, threads: int, levels: dict[str, int]
-) -> bytes:
+def run_packed(task: Callable[[Any], Any], items: bytes, threads: int, levels: dict[str, int]) -> bytes:
     """`run_chunk` for an engine that only submits: what crosses is bytes, so that nothing that an item is
     or returns can break the engine, and what it logs, prints and warns comes along.
 

@@ -9,10 +9,14 @@ from __future__ import annotations
 import io
 import sys
 import warnings
-from collections.abc import Callable
-from typing import Any
 
-Note = tuple[Any, ...]
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a worker process starts faster without these
+    import logging
+    from collections.abc import Callable
+    from typing import Any
+
+    Note = tuple[Any, ...]
 
 
 def levels() -> dict[str, int]:
@@ -34,23 +38,21 @@ class Forwarding:
     """
 
     def __init__(self, tell: Callable[[Note], None], levels: dict[str, int]) -> None:
-        import logging
-
         self._tell = tell
-        self._before: tuple[Any, ...] | None = None
         self._levels = levels
-        self._handler = _Handler(tell)
-        self._root = logging.getLogger()
+        self._before: tuple[Any, ...] = ()
+        self._handlers: list[logging.Handler] | None = None
+        self._awaited: _WhenImported | None = None
 
     def start(self) -> None:
-        import logging
-
-        self._before = sys.stdout, sys.stderr, warnings.showwarning, self._root.handlers[:]
+        self._before = sys.stdout, sys.stderr, warnings.showwarning
         sys.stdout, sys.stderr = _Printed("out", self._tell), _Printed("err", self._tell)
         warnings.showwarning = self._show_warning
-        self._root.handlers[:] = [self._handler]
-        for name, level in self._levels.items():
-            logging.getLogger(name or None).setLevel(level)
+        if "logging" in sys.modules:
+            self._catch_logs()
+        else:  # 8 ms that a worker's first item need not wait for
+            self._awaited = _WhenImported("logging", self._catch_logs)
+            sys.meta_path.insert(0, self._awaited)
 
     def flush(self) -> None:
         """Send lines that are not ended yet."""
@@ -60,8 +62,22 @@ class Forwarding:
 
     def stop(self) -> None:
         self.flush()
-        if self._before is not None:
-            sys.stdout, sys.stderr, warnings.showwarning, self._root.handlers[:] = self._before
+        sys.stdout, sys.stderr, warnings.showwarning = self._before
+        if self._awaited in sys.meta_path:
+            sys.meta_path.remove(self._awaited)
+        if self._handlers is not None:
+            import logging
+
+            logging.getLogger().handlers[:] = self._handlers
+
+    def _catch_logs(self) -> None:
+        import logging
+
+        root = logging.getLogger()
+        self._handlers = root.handlers[:]
+        root.handlers[:] = [_log_handler(self._tell)]
+        for name, level in self._levels.items():
+            logging.getLogger(name or None).setLevel(level)
 
     def _show_warning(
         self, message: Any, category: type, filename: str, lineno: int, *_: Any, **__: Any
@@ -69,7 +85,32 @@ class Forwarding:
         self._tell(("warning", str(message), category.__module__, category.__qualname__, filename, lineno))
 
 
-def _Handler(tell: Callable[[Note], None]) -> Any:  # noqa: N802  # a class, made once logging is imported
+class _WhenImported:
+    """On `sys.meta_path`: calls `then` once a module has been imported."""
+
+    def __init__(self, name: str, then: Callable[[], None]) -> None:
+        self._name = name
+        self._then = then
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != self._name:
+            return None
+        sys.meta_path.remove(self)
+        from importlib.machinery import PathFinder
+
+        spec = PathFinder.find_spec(name, path)
+        if spec is not None and spec.loader is not None:
+            execute, then = spec.loader.exec_module, self._then
+
+            def exec_module(module: Any) -> None:
+                execute(module)
+                then()
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # of this one loader
+        return spec
+
+
+def _log_handler(tell: Callable[[Note], None]) -> logging.Handler:
     import logging
 
     class Handler(logging.Handler):

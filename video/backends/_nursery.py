@@ -34,7 +34,59 @@ if TYPE_CHECKING:  # it starts faster without
 GRACE_SECONDS = 1.0
 """How long workers may take to remove their unfinished files once their parent is gone."""
 RECORD = struct.Struct("<cqi")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
+"""Read by native libraries when they are loaded; the same list as joblib's, so that users can compare."""
 FORK, KILL, BORN, UNBORN, DEAD = b"F", b"K", b"B", b"U", b"D"
+
+
+def thread_environment(threads: int, environ: dict[str, str]) -> dict[str, str]:
+    """Variables that hold native libraries to `threads`; what the user set himself stays."""
+    return {name: str(threads) for name in THREAD_VARIABLES if name not in environ}
+
+
+def import_path() -> list[str]:
+    """`sys.path` for a process that starts elsewhere; "" means the current folder."""
+    return [entry or os.getcwd() for entry in sys.path]
+
+
+class Launched:
+    """A fork server that is starting, and our end of its control socket. It takes orders at once, and
+    carries them out when it is ready.
+
+    :param preload: modules that it imports for all workers.
+    :param threads: native threads of each worker.
+    :raises OSError: if there is no process to be had.
+    """
+
+    def __init__(self, preload: tuple[str, ...], threads: int) -> None:
+        import subprocess  # not in the fork server itself
+
+        self.control, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self.process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
+                    command(import_path(), ("video.backends._worker", *preload), theirs.fileno()),
+                    env=dict(os.environ) | thread_environment(threads, dict(os.environ)),
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+            except OSError:
+                self.control.close()
+                raise
+
+    def end(self) -> None:
+        """It is not wanted after all."""
+        self.control.close()
+        self.process.wait()
 
 
 PROGRAM = "__import__('sys').path[:] = __import__('sys').argv[3 + int(__import__('sys').argv[2]):]; "

@@ -225,9 +225,7 @@ class Pool:
 
 
 def initializer_failed(error: BaseException) -> BackendUnavailable:
-    failure = BackendUnavailable(
-        f"the initializer of its workers failed ({type(error).__name__}: {error})"
-    )
+    failure = BackendUnavailable(f"the initializer of its workers failed ({type(error).__name__}: {error})")
     failure.__cause__ = error
     return failure
 

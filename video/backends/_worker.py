@@ -31,12 +31,15 @@ from video.backends import _pickling
 from video.backends._board import Desk
 from video.backends._wire import Wire
 from video.backends._chunk import Ran, portable
+from video.backends._nursery import THREAD_VARIABLES, thread_environment
 from video.errors import ItemCancelled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NamedTuple, NoReturn
+
+__all__ = ["THREAD_VARIABLES", "Setup", "command", "die_with", "main", "serve", "thread_environment"]
 
 SETUP, CALL = b"s", b"c"
 READY, BROKEN, PART, DONE, FAILED, UNREADABLE = b"r", b"b", b"t", b"d", b"f", b"u"
@@ -46,17 +49,6 @@ FRACTION = struct.Struct("<d")
 PARENT_CHECK_SECONDS = 1.0
 GRACE_SECONDS = 1.0
 """How long a worker whose parent is gone may take to remove its unfinished files."""
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-)
-"""Read by native libraries when they are loaded; the same list as joblib's, so that users can compare."""
-
 
 if TYPE_CHECKING:
 
@@ -72,11 +64,6 @@ if TYPE_CHECKING:
 
 else:
     Setup = namedtuple("Setup", "levels hooks memory_bytes")
-
-
-def thread_environment(threads: int, environ: dict[str, str]) -> dict[str, str]:
-    """Variables that hold native libraries to `threads`; what the user set himself stays."""
-    return {name: str(threads) for name in THREAD_VARIABLES if name not in environ}
 
 
 def serve(end: socket.socket, board_fd: int) -> None:
@@ -109,9 +96,7 @@ class _Worker:
         self._finalizer: Callable[[], object] | None = None
         scope.enter(
             scope.Slot(
-                declare=lambda path, unfinished: self._send(
-                    MADE if unfinished else GONE, os.fsencode(path)
-                ),
+                declare=lambda path, unfinished: self._send(MADE if unfinished else GONE, os.fsencode(path)),
                 listener=lambda fraction, words: self._send(
                     REPORT, FRACTION.pack(fraction) + words.encode("utf-8", "replace")
                 ),

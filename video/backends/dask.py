@@ -907,7 +907,11 @@ class DaskExecutor:
             if client is not None:
                 with contextlib.suppress(Exception):
                     await client.close()
-            raise _unavailable(f"no scheduler answers at {address} ({_words(error)})") from error
+            raise BackendUnavailable(
+                f"no scheduler answers there ({_words(error)})",
+                subject=repr(address),
+                cure="Start it, or correct the address; without one, a cluster is started on this machine.",
+            ) from error
         return client
 
     async def _mend(self) -> None:
@@ -933,9 +937,9 @@ class DaskExecutor:
                     await asyncio.wait_for(client.unregister_worker_plugin(self._topic), LEAVE_SECONDS)
             if self._cluster is None:
                 with contextlib.suppress(Exception):
-                    client.unsubscribe_topic(self._topic)
-                    client._event_handlers.pop(self._topic, None)
                     await asyncio.wait_for(client.run_on_scheduler(_forget_topic, self._topic), LEAVE_SECONDS)
+                    await asyncio.sleep(0.05)  # a client logs an error of events that it has no handler for
+                    client._event_handlers.pop(self._topic, None)
         await self._disconnect()
 
     async def _disconnect(self) -> None:
@@ -992,12 +996,16 @@ class DaskExecutor:
 def _turn(loop: asyncio.AbstractEventLoop) -> None:
     """The thread of our loop."""
     loop.run_forever()
-    tasks = asyncio.all_tasks(loop)
-    for task in tasks:
-        task.cancel()
-    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    loop.run_until_complete(_cancel_tasks())
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
+
+
+async def _cancel_tasks() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _loop_of(client: Any) -> asyncio.AbstractEventLoop:
@@ -1088,7 +1096,7 @@ def _chunk_lost(words: str, *, certain: bool = True) -> ChunkLost:
     return ChunkLost(WorkerDied(words), Ran([], [], []), certain=certain)
 
 
-def _unavailable(words: str, cure: str | None = None) -> BackendUnavailable:
+def _unavailable(words: str, cure: str = "Look at its scheduler and workers.") -> BackendUnavailable:
     return BackendUnavailable(words, subject="the Dask cluster", cure=cure)
 
 
