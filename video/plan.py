@@ -24,8 +24,8 @@ SPREAD_SECONDS = 5e-3
 ASYNC_WIDTH = 64
 """Coroutines at once: they wait rather than compute, so the CPUs are no bound."""
 LOOKAHEAD_EACH = 64
-"""Items drawn and not yet handed out, for each worker, where chunks are small: results wait for one that takes
-this many times longer than the others, and no worker idles."""
+"""Items drawn and not yet handed out, for each worker, where chunks are small: results wait for one that
+takes this many times longer than the others, and no worker idles."""
 
 
 @dataclass(frozen=True, slots=True)

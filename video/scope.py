@@ -46,10 +46,11 @@ class Slot:
         declare: Callable[[str, bool], None] = _ignore,
         listener: Callable[[float, str], None] = _unheard,
         board: Any = None,
+        cancelled: threading.Event | None = None,
     ) -> None:
         self.threads = threads
         """Native threads (codecs, BLAS) that an item may use."""
-        self.cancelled = threading.Event()
+        self.cancelled = cancelled or threading.Event()
         self.declare = declare
         """Told (path, True) before an unfinished file is made, (path, False) once it is gone or whole."""
         self.listener = listener

@@ -19,7 +19,8 @@ class SpotCheckWarning(UserWarning):
 
 
 class SpotChecks:
-    """A fair sample of a batch of any length (reservoir sampling, Vitter's algorithm R, ACM TOMS 11(1), 1985).
+    """A fair sample of a batch of any length (reservoir sampling: Vitter's algorithm R, ACM
+    TOMS 11(1), 1985).
 
     :param count: items to check.
     """

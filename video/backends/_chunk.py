@@ -45,7 +45,8 @@ class ChunkLost(Exception):
 
     :param error: why, as the culprit's outcome will say it.
     :param finished: what had finished before; kept.
-    :param position: in the chunk, of the item that ran when it was lost; None: none had begun, or it was between two.
+    :param position: in the chunk, of the item that ran when it was lost; None: none had begun, or it was
+        between two.
     :param certain: that item is to blame. Where a death takes other workers along (loky), nobody knows.
     """
 
@@ -127,9 +128,9 @@ def portable(error: BaseException) -> tuple[BaseException, str]:
     Errors that pickle but do not unpickle (httpx's, for one) break whole pools elsewhere, so the round
     trip is tried here, in the worker.
     """
-    from video.backends import _pickling  # only where borders are crossed
-
     import traceback
+
+    from video.backends import _pickling  # only where borders are crossed
 
     text = "".join(traceback.format_exception(error))
     try:

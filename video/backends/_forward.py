@@ -164,7 +164,7 @@ class _Printed(io.TextIOBase):
 
 
 def replay(note: Note) -> None:
-    """Tell a worker's note in this process. Never raises: a handler or filter may, which must not break a batch."""
+    """Tell a worker's note in this process. Never raises: a handler or filter may, and must not break a batch."""
     import logging
 
     try:
@@ -183,5 +183,5 @@ def replay(note: Note) -> None:
             if stream is not None:
                 stream.write(rest[0])
                 stream.flush()
-    except Exception:  # noqa: BLE001  # see above
+    except Exception:  # see above
         logging.getLogger("video").debug("a worker's note could not be told", exc_info=True)

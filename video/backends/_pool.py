@@ -220,7 +220,7 @@ class Pool:
         if self._finalizer is not None and not seat.lost and seat.broken is None:
             try:
                 self._finalizer()
-            except Exception:
+            except Exception:  # noqa: BLE001  # it is the user's code, and nobody waits for it
                 logger.exception("the finalizer of a worker thread failed")
 
 

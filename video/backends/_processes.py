@@ -159,7 +159,7 @@ class ProcessExecutor(Pool):
             seat.full = True
 
     def _part(self, seat: ProcessSeat, parts: list[Ran], body: Any, buffers: Any) -> Any:
-        """What came up the pipe. Where a chunk's result does not unpickle here, its others are on the board."""
+        """What came up the pipe. Where a chunk's result does not unpickle, its others are on the board."""
         try:
             return _pickling.loads(body, buffers=buffers)
         except Exception as error:  # noqa: BLE001  # whatever the result's own code raises

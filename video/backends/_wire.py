@@ -32,7 +32,7 @@ SEGMENT_BYTES = 1 << 16
 """From here on the segment is faster than the socket (benchmarks/bench_payload.py)."""
 READ_BYTES = 1 << 16
 MOST_LENT = 32
-"""Segments that a receiver may keep before further ones are for a single use: each open one is a descriptor."""
+"""Segments that a receiver may keep before further ones are for a single use: each is an open descriptor."""
 MOST_FREE = 4
 """Segments kept for use again; more would only hold memory."""
 

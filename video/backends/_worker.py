@@ -29,9 +29,9 @@ from collections import namedtuple
 import video.scope as scope
 from video.backends import _pickling
 from video.backends._board import Desk
-from video.backends._wire import Wire
 from video.backends._chunk import Ran, portable
 from video.backends._nursery import THREAD_VARIABLES, thread_environment
+from video.backends._wire import Wire
 from video.errors import ItemCancelled
 
 TYPE_CHECKING = False

@@ -110,7 +110,7 @@ class LoopExecutor:
         if self._config.finalizer is not None and self._broken is None:
             try:
                 self._config.finalizer()
-            except Exception:
+            except Exception:  # noqa: BLE001  # it is the user's code, and nobody waits for it
                 logger.exception("the finalizer of the event loop's thread failed")
 
 
