@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from video import ParallelConfig
-from video.plan import GROWTH, TARGET_SECONDS, Choice, ChunkSizes, choose
+from video.plan import GROWTH, LEAST_SECONDS, TARGET_SECONDS, Choice, ChunkSizes, choose
 
 
 def chosen(config: ParallelConfig | None = None, **how: object) -> Choice:
@@ -69,12 +69,27 @@ def test_a_chunk_has_at_least_one_item_and_at_most_the_limit(
     assert 1 <= sizes.next(left) <= limit
 
 
-@given(size=st.integers(1, 300), left=st.integers(1, 1000), workers=st.integers(1, 16))
-def test_the_last_chunks_leave_work_for_every_worker(size: int, left: int, workers: int) -> None:
+@given(left=st.integers(1, 1000), workers=st.integers(1, 16), seconds=st.floats(LEAST_SECONDS, 0.01))
+def test_the_last_chunks_leave_work_for_every_worker(left: int, workers: int, seconds: float) -> None:
     sizes = ChunkSizes(300, workers)
     for _ in range(12):
-        sizes.observe([1e-9])
+        sizes.observe([seconds])
     assert sizes.next(left) <= max(1, -(-left // (2 * workers)))
+
+
+@given(left=st.integers(1, 10_000), workers=st.integers(1, 16), seconds=st.floats(1e-7, LEAST_SECONDS))
+def test_no_last_chunk_is_too_small_to_be_worth_its_call(left: int, workers: int, seconds: float) -> None:
+    sizes = ChunkSizes(1_000_000, workers)
+    for _ in range(12):
+        sizes.observe([seconds])
+    assert sizes.next(left) * seconds >= LEAST_SECONDS / 2
+
+
+def test_items_of_widely_spread_lengths_travel_alone() -> None:
+    sizes = ChunkSizes(256, workers=2)
+    for _ in range(12):
+        sizes.observe([1e-3] * 10 + [0.1])
+    assert sizes.next(None) == 1
 
 
 def test_long_items_travel_alone_at_once() -> None:
