@@ -31,8 +31,8 @@ R = TypeVar("R")
 DRAW_SECONDS = 0.01
 """A slow input iterator may hold up the forming of a chunk this long; then the chunk goes as it is."""
 LEASES_EACH = 4
-"""Chunks that the engine has for each worker: the way to and fro is hidden, and little waits behind a stuck one
-(benchmarks/bench_dispatch.py: 2 are 1.2 times slower where items travel alone, 8 no faster)."""
+"""Chunks that the engine has for each worker: the way to and fro is hidden, and little waits behind a stuck
+one (benchmarks/bench_dispatch.py: 2 are 1.2 times slower where items travel alone, 8 no faster)."""
 AT_HAND = (list, tuple, range)
 """Inputs that never keep anyone waiting."""
 PAUSE = object()
@@ -313,7 +313,8 @@ class Batch(Generic[R]):
                     begun = position == at[0] if at is not None and self._traits.exact else at is not None
                     (running if begun else waiting).append(index)
         error = BatchFailed(
-            f"item {failed.index} failed, which ends the batch ({type(failed.error).__name__}: {failed.error})",
+            f"item {failed.index} failed, which ends the batch "
+            f"({type(failed.error).__name__}: {failed.error})",
             failed=failed.index,
             outcomes=outcomes,
             done=[*range(reducer.handed), *(outcome.index for outcome in outcomes)],
