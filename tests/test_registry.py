@@ -44,7 +44,7 @@ def test_importing_the_registry_loads_no_entry_points_and_no_family():
 
 
 def test_the_built_in_names_are_there():
-    assert backends.names()[:4] == ["serial", "thread", "process", "async"]
+    assert backends.names()[:6] == ["serial", "thread", "process", "joblib", "dask", "async"]
     assert sources.names()[:3] == ["local", "http", "ytdlp"]
 
 

@@ -74,7 +74,8 @@ def engine_options(command: Command) -> Command:
     for option in reversed(
         [
             click.option("--backend", default="auto", show_default=True, metavar="NAME",
-                         help="auto, serial, thread, process, async, or a plugin's (see `video backends`)."),
+                         help="auto, serial, thread, process, joblib, dask, async, or a plugin's: see "
+                              "`video backends`."),
             click.option("--workers", type=click.IntRange(min=1), metavar="N",
                          help="Videos at once.  [default: the usable CPUs]"),
             click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
