@@ -75,10 +75,8 @@ class Lease:
     """Nothing else is with the engine: if this is lost, its item is to blame."""
     unbegun: int = 0
     """Workers that died over this chunk before any of it had begun."""
-    open: int = 0
-    """Items without an outcome."""
     settled: set[int] = field(default_factory=set)
-    """Positions that have one before the engine has answered."""
+    """Positions that are dealt with before the engine has answered for all."""
     due: float = 0.0
     """`time.monotonic()` before which no time limit can be over."""
 
@@ -112,7 +110,7 @@ class Reducer:
         self._total = total
         self._leases: dict[int, Lease] = {}
         self._open = 0
-        """Items of the leases that have no outcome."""
+        """Items of the leases that are not settled."""
         self._exclusive = False
         """The only lease there is runs alone."""
         self._numbers = 0
@@ -189,11 +187,13 @@ class Reducer:
             return
         self._sizes.observe(ran.seconds)
         self._keep(lease, ran)
+        if last and len(ran.values) == len(lease.items):
+            self._close(lease)
+            return
+        self._settle(lease, ran)
         if last:
             self._close(lease)
-            done = len(ran.values) if ran.positions is None else len(lease.items)
-            if done < len(lease.items):
-                self._give_back(lease, done)
+            self._give_back(lease)
 
     def lost(self, number: int, error: BaseException) -> None:
         """The engine has lost a lease, or could not take it."""
@@ -203,6 +203,7 @@ class Reducer:
         lost = error if isinstance(error, ChunkLost) else None
         if lost is not None:
             self._keep(lease, lost.finished)
+            self._settle(lease, lost.finished)
             error = lost.error
         self._close(lease)
         if lost is None or (lost.position is None and not lost.certain):
@@ -211,8 +212,9 @@ class Reducer:
             self._unbegun(lease, len(lost.finished.values), error)
         else:
             if lost.position not in lease.settled:
+                lease.settled.add(lost.position)
                 self._blame(lease, lost.position, error, certain=lost.certain or lease.alone)
-            self._give_back(lease, lost.position + 1)
+            self._give_back(lease)
 
     def overdue(self, now: float, running: dict[int, tuple[int, float] | None]) -> list[int]:
         """Time may be up for some.
@@ -299,8 +301,7 @@ class Reducer:
     def _lease(self, waiting: Waiting, now: float) -> Lease:
         self._numbers += 1
         lease = Lease(self._numbers, waiting.indexes, waiting.items, waiting.alone, waiting.unbegun)
-        lease.open = len(waiting.items)
-        self._open += lease.open
+        self._open += len(lease.items)
         self._exclusive = waiting.alone
         if self.rules.timeout is not None:
             lease.due = now + self.rules.timeout  # it cannot have begun before now
@@ -311,39 +312,41 @@ class Reducer:
     def _close(self, lease: Lease) -> None:
         """The engine has nothing of it any more."""
         del self._leases[lease.number]
-        self._open -= lease.open
-        lease.open = 0
+        self._open -= len(lease.items) - len(lease.settled)
         self._exclusive = False
 
+    def _settle(self, lease: Lease, ran: Ran) -> None:
+        """Some of its items need nothing more, and others do."""
+        before = len(lease.settled)
+        lease.settled.update(range(len(ran.values)) if ran.positions is None else ran.positions)
+        self._open -= len(lease.settled) - before
+
     def _keep(self, lease: Lease, ran: Ran) -> None:
-        """Results become outcomes."""
+        """Results become outcomes, but for those of items that have one."""
         count, indexes = len(ran.values), lease.indexes
-        lease.open -= count
-        self._open -= count
-        positions = ran.positions
-        if positions is not None:
+        positions = range(count) if ran.positions is None else ran.positions
+        if ran.errors or self._records or (lease.settled and not lease.settled.isdisjoint(positions)):
+            self._keep_one_by_one(lease, ran, positions)
+            return
+        if ran.positions is not None:
             first = positions[0] if positions else 0
             if list(positions) == list(range(first, first + count)):
                 indexes = indexes[first : first + count]
             else:
                 indexes = [indexes[position] for position in positions]
-        if lease.settled or ran.errors or self._records:
-            self._keep_one_by_one(lease, ran, indexes)
-            return
         outcomes = first_runs(indexes, ran.values, ran.seconds)
         for run in [outcomes] if type(indexes) is range else [[outcome] for outcome in outcomes]:
             self._finish(run)
 
-    def _keep_one_by_one(self, lease: Lease, ran: Ran, indexes: Sequence[int]) -> None:
+    def _keep_one_by_one(self, lease: Lease, ran: Ran, positions: Sequence[int]) -> None:
         """The same where some items are not like the others."""
         errors = {place: arrived(error, text) for place, error, text in ran.errors}
-        settled = {lease.indexes[position] for position in lease.settled}
-        for place, (value, seconds) in enumerate(zip(ran.values, ran.seconds, strict=True)):
-            index = indexes[place]
-            if index in settled:
-                lease.open += 1  # it was counted when it was given up
-                self._open += 1
+        for place, (position, value, seconds) in enumerate(
+            zip(positions, ran.values, ran.seconds, strict=True)
+        ):
+            if position in lease.settled:
                 continue
+            index = lease.indexes[position]
             record = self._records.pop(index, None)
             attempts = 1 if record is None else record.attempts + 1
             self._finish([Outcome(index, value, errors.get(place), attempts, seconds)])
@@ -367,19 +370,22 @@ class Reducer:
     ) -> None:
         """An item gets its outcome while the engine still has it."""
         lease.settled.add(position)
-        lease.open -= 1
         self._open -= 1
         self._fail(lease.indexes[position], error, seconds, ran=ran)
         if len(lease.settled) == len(lease.items) and self.rules.forgets:
             self._close(lease)
 
-    def _give_back(self, lease: Lease, first: int, unbegun: int = 0) -> None:
-        """Items from position `first` on were not begun: they go first, and are not charged."""
-        left = [position for position in range(first, len(lease.items)) if position not in lease.settled]
+    def _left(self, lease: Lease) -> list[int]:
+        """Positions that are not dealt with."""
+        return [position for position in range(len(lease.items)) if position not in lease.settled]
+
+    def _give_back(self, lease: Lease, unbegun: int = 0) -> None:
+        """What is left was not begun: it goes first, and is not charged."""
+        left = self._left(lease)
         if not left:
             return
-        if len(left) == len(lease.items) - first:
-            indexes: Sequence[int] = lease.indexes[first:]
+        if left[-1] - left[0] < len(left):
+            indexes = lease.indexes[left[0] : left[-1] + 1]
         else:
             indexes = [lease.indexes[position] for position in left]
         self._back.append(Waiting(indexes, [lease.items[position] for position in left], unbegun=unbegun))
@@ -390,9 +396,9 @@ class Reducer:
         times = lease.unbegun + 1 if done == 0 else 0
         if times < UNBEGUN_DEATHS or len(lease.items) > 1:
             if times < UNBEGUN_DEATHS:
-                self._give_back(lease, done, times)
+                self._give_back(lease, times)
             else:
-                self._one_by_one(lease, done, error, unbegun=times - 1)
+                self._one_by_one(lease, error, unbegun=times - 1)
         elif 0 not in lease.settled:
             self._fail(lease.indexes[0], error, ran=True)
 
@@ -426,31 +432,31 @@ class Reducer:
 
     def _suspect(self, lease: Lease, error: BaseException) -> None:
         """A lease failed as a whole, and the engine cannot say why."""
-        left = [position for position in range(len(lease.items)) if position not in lease.settled]
+        left = self._left(lease)
         if isinstance(error, BackendUnavailable | ItemCancelled):
             for position in left:  # to run them again would end no better
                 self._fail(lease.indexes[position], error, ran=False)
         elif isinstance(error, NotPicklable):
             if len(lease.items) > 1:
-                self._one_by_one(lease, 0, error)
+                self._one_by_one(lease, error)
             elif left:
                 self._fail(lease.indexes[0], error, ran=False)
         elif not lease.alone:
-            self._one_by_one(lease, 0, error, alone=True)
+            self._one_by_one(lease, error, alone=True)
         elif isinstance(error, WorkerDied) and left:
             self._blame(lease, 0, error, certain=True)
         elif left:
             self._fail(lease.indexes[0], error, ran=True)
 
     def _one_by_one(
-        self, lease: Lease, first: int, error: BaseException, *, alone: bool = False, unbegun: int = 0
+        self, lease: Lease, error: BaseException, *, alone: bool = False, unbegun: int = 0
     ) -> None:
         """Find the item that is to blame by running each by itself.
 
         :param alone: with nothing else on the engine, since its end may be another's fault.
         """
         queue = self._alone if alone else self._back
-        left = [position for position in range(first, len(lease.items)) if position not in lease.settled]
+        left = self._left(lease)
         for position in left:
             index = lease.indexes[position]
             if alone:
