@@ -80,9 +80,9 @@ class Pool:
         with self._lock:
             if self._closed:
                 raise RuntimeError("this executor is closed")
-            self._queue.put(call)
             if not self._idle.acquire(blocking=False) and len(self._seats) < self._workers:
-                self._add_seat()
+                self._add_seat()  # before the call is queued: where there is no room for another, it raises
+            self._queue.put(call)
         return call
 
     def running(self, call: Future[Any]) -> tuple[int, float] | None:

@@ -31,10 +31,13 @@ if TYPE_CHECKING:
 SEGMENT_BYTES = 1 << 16
 """From here on the segment is faster than the socket (benchmarks/bench_payload.py)."""
 READ_BYTES = 1 << 16
-MOST_LENT = 32
-"""Segments that a receiver may keep before further ones are for a single use: each is an open descriptor."""
+MOST_LENT = 8
+"""Segments that one receiver may keep before more are for a single use: each is an open descriptor."""
 MOST_FREE = 4
 """Segments kept for use again; more would only hold memory."""
+MOST_MAPPED = 64
+"""Segments that this process maps at a time; what comes then is copied out of its segment, since each mapping
+holds a descriptor for as long as somebody keeps what was unpickled from it."""
 
 _HEAD = struct.Struct("<cBHHxxQ")
 _PAIR = struct.Struct("<qq")
@@ -52,7 +55,6 @@ class Wire:
         self._lender = _Lender()
         self._returned: list[int] = []
         """Tokens of the other side's segments that nothing here refers to any more."""
-        self._mapped: dict[int, Any] = {}
 
     def send(self, tag: bytes, body: bytes, buffers: Sequence[memoryview] = ()) -> None:
         """:raises OSError: if the other end is gone."""
@@ -104,7 +106,12 @@ class Wire:
             self._take(nbytes) if at < 0 or segment is None else segment[at : at + nbytes]
             for nbytes, at in places
         ]
-        return tag, frames[0], [memoryview(frame) for frame in frames[1:]]
+        # Arrays that could be written to before can be after.
+        return (
+            tag,
+            frames[0],
+            [memoryview(bytearray(frame) if type(frame) is bytes else frame) for frame in frames[1:]],
+        )
 
     def close(self) -> None:
         self._socket.close()
@@ -153,20 +160,31 @@ class Wire:
         return data
 
     def _map(self, token: int, size: int) -> memoryview:
-        fd = self._fds.pop(0)
+        """The segment whose descriptor came with the message."""
+        fd, returned = self._fds.pop(0), self._returned
         try:
+            if len(_mapped) >= MOST_MAPPED:
+                copy = memoryview(bytearray(size))
+                read = 0
+                while read < size:  # 2 GiB at a time, at most
+                    read += os.preadv(fd, [copy[read:]], read)
+                if token:
+                    returned.append(token)
+                return copy
             memory = mmap.mmap(fd, size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
         finally:
             os.close(fd)
-        if token:
-            returned, mapped = self._returned, self._mapped
 
-            def unmapped(_: Any) -> None:
-                mapped.pop(token, None)
+        def unmapped(reference: Any) -> None:
+            _mapped.discard(reference)
+            if token:
                 returned.append(token)
 
-            mapped[token] = weakref.ref(memory, unmapped)
+        _mapped.add(weakref.ref(memory, unmapped))
         return memoryview(memory)
+
+
+_mapped: set[weakref.ref[mmap.mmap]] = set()
 
 
 class _Lender:
