@@ -509,11 +509,15 @@ class _Call(Future[Any]):
         self.started: float | None = None
         self.resent = 0
         self.listener: Callable[[float, str], None] | None = None
+        self._begun = False
 
     def begin(self) -> bool:
-        """It runs from now on; False: it is cancelled or done."""
+        """It runs from now on; False: it is cancelled, of which its waiters now hear, or done."""
         with _beginning:
-            return self.running() or (not self.done() and self.set_running_or_notify_cancel())
+            if self._begun:
+                return self.running()
+            self._begun = True
+            return self.set_running_or_notify_cancel()
 
     def finish(self, value: Any, error: BaseException | None) -> None:
         if self.begin():
@@ -690,12 +694,20 @@ class DaskExecutor:
             self._send(call)
 
     async def _send_large(self, call: _Call, packed: _Parcel) -> None:
-        try:
-            data = await self._client.scatter([packed], hash=False, timeout=LOST_SECONDS)
-        except Exception as error:  # noqa: BLE001  # distributed's or the network's
-            self._answer(call, None, _unavailable(f"a call cannot be sent to a worker ({_words(error)})"))
-        else:
-            self._submit(call, data[0])
+        for last in (False, False, True):
+            try:
+                data = await self._client.scatter([packed], hash=False, timeout=LOST_SECONDS)
+            except Exception as error:  # noqa: BLE001  # distributed's or the network's
+                # A worker that died a moment ago is still offered; the next try finds another.
+                if last or isinstance(error, TimeoutError) or not isinstance(error, OSError):
+                    self._answer(
+                        call, None, _unavailable(f"a call cannot be sent to a worker ({_words(error)})")
+                    )
+                    return
+                await asyncio.sleep(0.1)
+            else:
+                self._submit(call, data[0])
+                return
 
     def _submit(self, call: _Call, data: Any) -> None:
         if call.done():
@@ -796,6 +808,7 @@ class DaskExecutor:
         assert isinstance(call, _Call)
         self._calls.discard(call)
         if call.cancelled():
+            call.begin()
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._withdraw, call)
 
@@ -961,14 +974,14 @@ class DaskExecutor:
         self._quiet = _Quiet(self._thread.ident)
         return loop
 
-    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+    def _do(self, work: Coroutine[Any, Any, None], seconds: float | None = None) -> None:
         """Run it on the loop, and wait for it."""
         try:
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
         except RuntimeError:  # the loop is closed
             work.close()
             raise
-        future.result()
+        future.result(seconds)
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run it beside; the loop alone would not keep it alive."""
@@ -980,7 +993,7 @@ class DaskExecutor:
     def _end(self) -> None:
         concurrent.futures.wait(list(self._calls))
         with contextlib.suppress(Exception):
-            self._do(self._leave())
+            self._do(self._leave(), 5 * LEAVE_SECONDS)  # more than all its steps may take
         if self._thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
@@ -1005,7 +1018,8 @@ async def _cancel_tasks() -> None:
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    if tasks:
+        await asyncio.wait(tasks, timeout=LEAVE_SECONDS)
 
 
 def _loop_of(client: Any) -> asyncio.AbstractEventLoop:
