@@ -266,7 +266,7 @@ def test_probe_tells_header_and_measured_values_apart(films: Path, tmp_path: Pat
 
 def test_backends_lists_every_engine(tmp_path: Path) -> None:
     names = [json.loads(line)["name"] for line in run("backends", cwd=tmp_path).stdout.splitlines()]
-    assert names[:4] == ["serial", "thread", "process", "async"]
+    assert names[:6] == ["serial", "thread", "process", "joblib", "dask", "async"]
     _, drawn = run_in_terminal("backends", cwd=tmp_path)
     assert all(name in drawn for name in names)
 

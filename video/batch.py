@@ -246,6 +246,7 @@ class Batch(Generic[R]):
                 running = {lease.number: self._runs(lease.number) for lease in reducer.leases()}
                 for number in reducer.overdue(now, running):
                     self._give_up(number)
+        self._tell_news()
 
     def _take(self, number: int, what: Any) -> None:
         reducer = self._reducer
@@ -267,10 +268,18 @@ class Batch(Generic[R]):
                 reducer.lost(number, failure)
             else:
                 reducer.returned(number, ran)
-        if reducer.reruns:
-            for count, reason in reducer.reruns:
+
+    def _tell_news(self) -> None:
+        """What has happened to items, at once and not in their turn: people watch it."""
+        reducer = self._reducer
+        news, reducer.news = reducer.news, []
+        reruns, reducer.reruns = reducer.reruns, []
+        if self._observers:
+            for count, reason in reruns:
                 self._tell(Kind.ITEMS_RERUN, total=count, error=reason)
-            reducer.reruns.clear()
+            for outcome in itertools.chain.from_iterable(news):
+                kind = Kind.ITEM_FINISHED if outcome.ok else Kind.ITEM_FAILED
+                self._tell(kind, index=outcome.index, seconds=outcome.seconds, error=outcome.error)
 
     def _give_up(self, number: int) -> None:
         future = self._futures.get(number)
@@ -292,10 +301,6 @@ class Batch(Generic[R]):
         with self._lock:
             runs = self._reducer.due()
         due = runs[0] if len(runs) == 1 else [outcome for run in runs for outcome in run]
-        if self._observers:
-            for outcome in due:
-                kind = Kind.ITEM_FINISHED if outcome.ok else Kind.ITEM_FAILED
-                self._tell(kind, index=outcome.index, seconds=outcome.seconds, error=outcome.error)
         if self._checks is not None:
             self._checks.finished(due)
         return due

@@ -79,6 +79,8 @@ class Lease:
     """Positions that are dealt with before the engine has answered for all."""
     due: float = 0.0
     """`time.monotonic()` before which no time limit can be over."""
+    killed: bool = False
+    """The engine was told to kill its worker, so that the death is nobody's fault."""
 
 
 @dataclass(slots=True)
@@ -121,8 +123,10 @@ class Reducer:
         """Outcomes in runs of consecutive items, by the first one's index."""
         self._unordered: list[list[Outcome[Any]]] = []
         self._check_at = float("inf")
+        self.news: list[list[Outcome[Any]]] = []
+        """Outcomes since the caller looked, whether their turn has come or not, for whoever watches."""
         self.reruns: list[tuple[int, BaseException]] = []
-        """(items, reason) of what came back since the caller looked, for whoever watches."""
+        """(items, reason) of what came back since then."""
 
     # What to do next
 
@@ -206,7 +210,12 @@ class Reducer:
             self._settle(lease, lost.finished)
             error = lost.error
         self._close(lease)
-        if lost is None or (lost.position is None and not lost.certain):
+        if lease.killed:
+            # For the sake of one item, and perhaps when its worker had gone on to another already.
+            if lost is not None and lost.position in self._left(lease):
+                self._record(lease.indexes[lost.position]).attempts += 1
+            self._give_back(lease, lease.unbegun)
+        elif lost is None or (lost.position is None and not lost.certain):
             self._suspect(lease, error)
         elif lost.position is None or lost.position >= len(lease.items):
             self._unbegun(lease, len(lost.finished.values), error)
@@ -229,19 +238,20 @@ class Reducer:
             return kills
         for lease in list(self._leases.values()):
             if lease.due <= now:
-                at = running.get(lease.number)
-                if at is None or at[1] > now:
-                    lease.due = now + timeout if at is None else at[1] + timeout
-                elif now - at[1] < timeout:
-                    lease.due = at[1] + timeout
-                elif at[0] not in lease.settled:
-                    reason = ItemTimeout(
-                        f"ran longer than its limit of {timeout:g} s",
-                        cure="Raise `timeout`, or look at this input.",
-                    )
-                    self._give_up(lease, at[0], reason, now - at[1])
-                    kills.append(lease.number)
-                    lease.due = float("inf")
+                # What has not begun cannot begin before now.
+                position, start = running.get(lease.number) or (0, now)
+                if now - start < timeout:
+                    lease.due = start + timeout
+                else:
+                    # One that was cancelled before it began is to be stopped all the same, and so is a
+                    # worker that has ended its last item and cannot get rid of the results.
+                    if position < len(lease.items) and position not in lease.settled:
+                        reason = ItemTimeout(
+                            f"ran longer than its limit of {timeout:g} s",
+                            cure="Raise `timeout`, or look at this input.",
+                        )
+                        self._give_up(lease, position, reason, now - start)
+                    kills.append(self._kill(lease))
             self._check_at = min(self._check_at, lease.due)
         return kills
 
@@ -271,7 +281,7 @@ class Reducer:
         if position in lease.settled or (running is not None and running[0] > position):
             return False, None
         self._give_up(lease, position, reason, now - running[1] if runs and running else 0.0, ran=runs)
-        return True, lease.number if runs else None
+        return True, self._kill(lease) if runs else None
 
     # How it is kept
 
@@ -354,12 +364,16 @@ class Reducer:
     def _finish(self, outcomes: list[Outcome[Any]]) -> None:
         if not outcomes:
             return
+        self.news.append(outcomes)
         if self.rules.ordered:
             self._ready[outcomes[0].index] = outcomes
         else:
             self._unordered.append(outcomes)
         if self.rules.fast and self.failed is None:
             self.failed = next((outcome for outcome in outcomes if outcome.error is not None), None)
+
+    def _record(self, index: int) -> Record:
+        return self._records.setdefault(index, Record())
 
     def _fail(self, index: int, error: BaseException, seconds: float = 0.0, *, ran: bool) -> None:
         record = self._records.pop(index, None) or Record()
@@ -372,8 +386,13 @@ class Reducer:
         lease.settled.add(position)
         self._open -= 1
         self._fail(lease.indexes[position], error, seconds, ran=ran)
-        if len(lease.settled) == len(lease.items) and self.rules.forgets:
+
+    def _kill(self, lease: Lease) -> int:
+        """The engine is told to give up what it runs of a lease."""
+        lease.killed, lease.due = True, float("inf")
+        if self.rules.forgets and len(lease.settled) == len(lease.items):
             self._close(lease)
+        return lease.number
 
     def _left(self, lease: Lease) -> list[int]:
         """Positions that are not dealt with."""
@@ -405,7 +424,7 @@ class Reducer:
     def _blame(self, lease: Lease, position: int, error: BaseException, *, certain: bool) -> None:
         """An item's worker died while it ran."""
         index = lease.indexes[position]
-        record = self._records.setdefault(index, Record())
+        record = self._record(index)
         record.attempts += 1
         if certain:
             if isinstance(error, WorkerOutOfMemory):
@@ -460,7 +479,7 @@ class Reducer:
         for position in left:
             index = lease.indexes[position]
             if alone:
-                self._records.setdefault(index, Record()).attempts += 1
+                self._record(index).attempts += 1
             queue.append(Waiting([index], [lease.items[position]], alone=alone, unbegun=unbegun))
         if left:
             self.reruns.append((len(left), error))

@@ -8,6 +8,7 @@ import contextvars
 import dataclasses
 import functools
 import os
+import sys
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sized
@@ -237,8 +238,7 @@ class Runner:
                     self._replaced[name] = simpler
                     message = f"the {name} engine cannot start, {simpler} is used instead: {error}"
                     emit(self._observers, Event(Kind.ENGINE_REPLACED, simpler, message=message, error=error))
-                    # stacklevel: whoever called `map`, `stream` or `rounds`
-                    warnings.warn(message, EngineReplacedWarning, stacklevel=4)
+                    warnings.warn(message, EngineReplacedWarning, stacklevel=_callers_level())
 
     def _executor(self, choice: plan.Choice) -> tuple[Executor, Traits]:
         if choice.backend not in self._open:
@@ -295,6 +295,14 @@ def _flat(rounds: Generator[list[Outcome[R]], None, None]) -> Generator[Outcome[
     with contextlib.closing(rounds):
         for outcomes in rounds:
             yield from outcomes
+
+
+def _callers_level() -> int:
+    """The `stacklevel` of the first frame outside this package, seen from the calling function."""
+    level, frame = 1, sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("video."):
+        level, frame = level + 1, frame.f_back  # type: ignore[assignment]  # None at the end
+    return level
 
 
 def _shut(executors: dict[str, tuple[Executor, Traits]], owner: int) -> None:
