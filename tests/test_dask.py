@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
 import logging
@@ -96,7 +97,7 @@ def session_of(executor: Executor) -> int:
 def living(session: int) -> list[int]:
     def belongs(pid: int) -> bool:
         with contextlib.suppress(OSError):
-            return alive(pid) and os.getsid(pid) == session
+            return os.getsid(pid) == session and alive(pid)
         return False
 
     return [pid for pid in psutil.pids() if belongs(pid)]
@@ -149,11 +150,17 @@ class Cluster:
             start_new_session=True,
         )
 
-    def close(self) -> None:
-        for process in reversed(self.processes):
+    def kill(self, number: int) -> None:
+        """Kill the processes of the scheduler (0) or of the workers (1). The resource tracker ends by itself."""
+        for pid in living(self.processes[number].pid):
             with contextlib.suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+                if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+        self.processes[number].wait()
+
+    def close(self) -> None:
+        for number in reversed(range(len(self.processes))):
+            self.kill(number)
         self._log.close()
 
 
@@ -366,6 +373,7 @@ def test_a_call_that_waits_can_be_cancelled_and_never_runs(local: Any, tmp_path:
     until(lambda: all(local.running(one) for one in busy))
     waiting = send(local, lambda place: Path(place).touch(), str(tmp_path / "ran"))
     assert waiting.cancel()
+    assert not concurrent.futures.wait([waiting], SECONDS).not_done
     assert [one.result(SECONDS).values for one in busy] == [[None], [None]]
     assert values(local, tasks.double, 1, 2) == [2, 4]
     assert not (tmp_path / "ran").exists()
@@ -498,23 +506,30 @@ def test_a_large_call_whose_data_dies_with_another_is_sent_again(local: Any, tmp
 # The engine's own cluster
 
 
+def shared_memory(session: int) -> list[Path]:
+    """Files in shared memory that the processes of a session map."""
+    lines = [line for pid in living(session) for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    return [Path(line.split()[-1]) for line in lines if " /dev/shm/" in line]
+
+
 def test_a_local_cluster_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    environ, threads, shared = dict(os.environ), set(threading.enumerate()), set(os.listdir("/dev/shm"))
+    environ, threads = dict(os.environ), set(threading.enumerate())
     one = opened()
     session = session_of(one)
     hung = begin_stuck(one, stuck_with_child, tmp_path / "pids")
-    assert list(tmp_path.glob("video-dask-*"))
     failure(one.submit(os._exit, 1))
+    shared = shared_memory(session)
+    assert list(tmp_path.glob("video-dask-*"))
     one.shutdown(cancel_futures=True)
     assert_given_up(hung)
     assert not living(session)
     assert not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split())
     assert not list(tmp_path.glob("video-dask-*"))
+    assert not [path for path in shared if path.exists()]
     assert set(threading.enumerate()) <= threads
-    assert set(os.listdir("/dev/shm")) <= shared
     assert dict(os.environ) == environ
     assert capfd.readouterr() == ("", "")
     with pytest.raises(RuntimeError, match="closed"):
@@ -784,7 +799,7 @@ def test_a_cluster_that_loses_all_workers_fails_its_calls(tmp_path: Path, impati
     with running_cluster(tmp_path, nanny=False) as cluster, executor(cluster.address) as one:
         futures = [send(one, time.sleep, 600) for _ in range(2)]
         until(lambda: any(one.running(future) for future in futures))
-        os.killpg(cluster.processes[1].pid, signal.SIGKILL)
+        cluster.kill(1)
         for future in futures:
             error = failure(future)
             assert isinstance(error, BackendUnavailable)

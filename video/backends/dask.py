@@ -23,6 +23,7 @@ import importlib
 import itertools
 import json
 import logging
+import multiprocessing
 import os
 import pickle
 import queue
@@ -315,6 +316,8 @@ PROGRAM = "__import__('sys').path[:] = __import__('json').loads(__import__('sys'
 PROGRAM += "__import__('video.backends.dask', fromlist=['main']).main()"
 """A `__main__` without a file: the workers have nothing to import again."""
 ADDRESS_FILE = "cluster.json"
+FORKSERVER = sys.platform == "linux"
+"""A worker then starts in a few hundredths of a second, also after a kill."""
 
 
 class _Cluster:
@@ -379,19 +382,22 @@ class _Cluster:
         scope.remove(self._folder)
 
     def _kill_rest(self) -> None:
-        """What is left of its session: mostly what only needs a moment to end."""
+        """What is left of its session."""
         if hasattr(os, "killpg"):
-            deadline = time.monotonic() + GRACE_SECONDS
             with contextlib.suppress(OSError):  # there is no such group any more
-                while time.monotonic() < deadline:
+                if self._process.returncode != 0:
                     os.killpg(self._process.pid, 0)
-                    time.sleep(0.002)
+                    time.sleep(GRACE_SECONDS)  # Python's resource tracker cleans up after what was killed
                 os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def main() -> None:
     """Of the process that holds a local cluster."""
     folder, workers, parent = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    if FORKSERVER:
+        # Started first, so that it imports what the workers need while this process does.
+        multiprocessing.set_forkserver_preload(["distributed", "distributed.nanny", "video.backends.dask"])
+        importlib.import_module("multiprocessing.forkserver").ensure_running()
     try:
         asyncio.run(_hold_cluster(folder, workers, parent))
     except Exception as error:  # noqa: BLE001  # the parent says it
@@ -419,7 +425,7 @@ async def _hold_cluster(folder: Path, workers: int, parent: int) -> None:
             "distributed.worker.http.routes": [],
             "distributed.worker.daemon": False,  # items may use multiprocessing
             "distributed.worker.profile.enabled": False,
-            "distributed.worker.multiprocessing-method": "forkserver" if sys.platform == "linux" else "spawn",
+            "distributed.worker.multiprocessing-method": "forkserver" if FORKSERVER else "spawn",
         }
     )
     cluster = await importlib.import_module("distributed").LocalCluster(
