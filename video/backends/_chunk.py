@@ -6,6 +6,7 @@ than all the rest of its start (benchmarks/bench_start.py).
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import namedtuple
 
@@ -137,7 +138,10 @@ def portable(error: BaseException) -> tuple[BaseException, str]:
         _pickling.loads(_pickling.dumps(error))
         return error, text
     except Exception:  # noqa: BLE001  # whatever its pickling raises
-        return RemoteError(f"{type(error).__name__}: {error}", kind=type(error).__qualname__), text
+        words = type(error).__name__
+        with contextlib.suppress(Exception):  # it may not even say what it is
+            words += f": {error}"
+        return RemoteError(words, kind=type(error).__qualname__), text
 
 
 def arrived(error: BaseException, text: str) -> BaseException:
