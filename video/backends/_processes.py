@@ -124,14 +124,14 @@ class ProcessExecutor(Pool):
             except (EOFError, OSError):
                 raise self._chunk_lost(seat, parts) from None
             if tag == _worker.PART:
-                parts.append(self._part(seat, parts, body, buffers))
+                parts.append(self._part(seat, parts, tag, body, buffers))
             elif tag in (_worker.DONE, _worker.FAILED, _worker.UNREADABLE):
                 break
             else:
                 self._hear(call, seat, tag, body)
         if tag == _worker.UNREADABLE:
             raise _Unreadable(bytes(body).decode("utf-8", "replace"))
-        value = self._part(seat, parts, body, buffers)
+        value = self._part(seat, parts, tag, body, buffers)
         if isinstance(value, Ran):
             value = _joined([*parts, value])
             seat.ran += len(value.values)
@@ -158,7 +158,7 @@ class ProcessExecutor(Pool):
         elif tag == _worker.FULL:
             seat.full = True
 
-    def _part(self, seat: ProcessSeat, parts: list[Ran], body: Any, buffers: Any) -> Any:
+    def _part(self, seat: ProcessSeat, parts: list[Ran], tag: bytes, body: Any, buffers: Any) -> Any:
         """What came up the pipe. Where a chunk's result does not unpickle, its others are on the board."""
         try:
             return _pickling.loads(body, buffers=buffers)
@@ -166,6 +166,8 @@ class ProcessExecutor(Pool):
             failure = _board.unreadable(error)
             failure.__cause__ = error
         ran = seat.board.records(sum(len(part.values) for part in parts))
+        if tag == _worker.DONE and not all(text for _, _, text in ran.errors):
+            return ran  # what does not unpickle is one of those on the board
         ran.errors.append((len(ran.values), failure, ""))
         ran.values.append(None)
         ran.seconds.append(0.0)
