@@ -172,7 +172,7 @@ class SpawnedChild:
     def kill(self) -> None:
         with self._reaping:  # while it is not reaped, its number is not given to another
             if self._process.returncode is None:
-                self._kill_group()
+                _nursery.kill_tree(self._process.pid)
 
     def exit_code(self, timeout: float) -> int | None:
         self._watcher.join(timeout)

@@ -141,7 +141,7 @@ def _serve(control: socket.socket) -> None:
                 if letter == FORK:
                     _fork(control, fds, alive)
                 elif pid in alive:
-                    _kill_tree(pid)
+                    kill_tree(pid)
     except (BrokenPipeError, ConnectionResetError):
         return  # the parent is gone
     finally:
@@ -215,7 +215,7 @@ def _reap(control: socket.socket, alive: set[int]) -> None:
         control.sendall(RECORD.pack(DEAD, pid, status))
 
 
-def _kill_tree(pid: int) -> None:
+def kill_tree(pid: int) -> None:
     """Kill a worker, its group, and those of its descendants that have left the group."""
     family = _descendants(pid)
     _kill_group(pid)
@@ -227,7 +227,7 @@ def _kill_tree(pid: int) -> None:
 def _descendants(pid: int) -> list[int]:
     """Processes below `pid`, by what /proc says of each one's parent; empty where it does not say."""
     parents: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         if name.isdigit():
             with contextlib.suppress(OSError, ValueError, IndexError):
                 with open(f"/proc/{name}/stat", "rb") as file:
