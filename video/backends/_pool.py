@@ -9,6 +9,7 @@ so it is written off, and another takes its place.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -80,9 +81,9 @@ class Pool:
         with self._lock:
             if self._closed:
                 raise RuntimeError("this executor is closed")
-            if not self._idle.acquire(blocking=False) and len(self._seats) < self._workers:
-                self._add_seat()  # before the call is queued: where there is no room for another, it raises
             self._queue.put(call)
+            if not self._idle.acquire(blocking=False) and len(self._seats) < self._workers:
+                self._add_seat()
         return call
 
     def running(self, call: Future[Any]) -> tuple[int, float] | None:
@@ -118,7 +119,8 @@ class Pool:
         with self._lock:
             self._closed = True
             if cancel_futures:
-                self._cancel_waiting()
+                for call in self._waiting():
+                    call.cancel()
                 busy = [seat for seat in self._seats if seat.call is not None]
                 for seat in busy:
                     self._give_up(seat)
@@ -135,21 +137,33 @@ class Pool:
             for seat in lost:
                 _join(seat, max(0.0, deadline - time.monotonic()))
 
-    def _cancel_waiting(self) -> None:
-        while True:
-            try:
+    def _waiting(self) -> list[Call]:
+        """Take all calls that no seat has."""
+        calls: list[Call] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
                 call = self._queue.get_nowait()
-            except queue.Empty:
-                return
-            if call is not None:
-                call.cancel()
+                if call is not None:
+                    calls.append(call)
+        return calls
 
     def _add_seat(self) -> None:
-        seat = self.make_seat()
-        # A daemon: a task that never ends must not keep the interpreter from ending.
-        seat.thread = threading.Thread(target=self._work, args=(seat,), name=next(self._names), daemon=True)
-        self._seats.add(seat)
-        seat.thread.start()
+        """One more, if there is room for it; without any, what waits fails."""
+        try:
+            seat = self.make_seat()
+            # A daemon: a task that never ends must not keep the interpreter from ending.
+            seat.thread = threading.Thread(
+                target=self._work, args=(seat,), name=next(self._names), daemon=True
+            )
+            seat.thread.start()
+        except (OSError, RuntimeError) as error:  # no descriptor, no memory, no thread to be had
+            if not self._seats:
+                reason = BackendUnavailable(f"no worker can be started ({error})")
+                for call in self._waiting():
+                    if call.set_running_or_notify_cancel():
+                        call.set_exception(reason)
+        else:
+            self._seats.add(seat)
 
     def _work(self, seat: Seat) -> None:
         scope.enter(seat.slot)
