@@ -159,14 +159,20 @@ class ProcessExecutor(Pool):
             seat.full = True
 
     def _part(self, seat: ProcessSeat, parts: list[Ran], tag: bytes, body: Any, buffers: Any) -> Any:
-        """What came up the pipe. Where a chunk's result does not unpickle, its others are on the board."""
+        """What came up the pipe. Where a chunk's last part does not unpickle, its others are on the board.
+
+        :raises ChunkLost: if an earlier part does not.
+        """
         try:
             return _pickling.loads(body, buffers=buffers)
         except Exception as error:  # noqa: BLE001  # whatever the result's own code raises
             failure = _board.unreadable(error)
             failure.__cause__ = error
+        if tag == _worker.PART:  # the board is at later items by now: what has not arrived runs again
+            self._bury(seat)
+            raise ChunkLost(failure, _joined(parts), certain=False)
         ran = seat.board.records(sum(len(part.values) for part in parts))
-        if tag == _worker.DONE and not all(text for _, _, text in ran.errors):
+        if not all(text for _, _, text in ran.errors):
             return ran  # what does not unpickle is one of those on the board
         ran.errors.append((len(ran.values), failure, ""))
         ran.values.append(None)
