@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # a worker process starts faster without typing
     from video.outcome import Outcome
     from video.processors.clip import VideoClipProcessor
     from video.processors.presets import create_high_performance_processor
+    from video.registry import register_backend
     from video.runner import Runner
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ _HOMES = {
     "VideoClipResponse": "video.models",
     "create_high_performance_processor": "video.processors.presets",
     "executor": "video.futures",
+    "register_backend": "video.registry",
 }
 """Where each public name lives; imported on first use, so that `import video` stays light."""
 
@@ -43,6 +45,7 @@ __all__ = [
     "VideoClipResponse",
     "create_high_performance_processor",
     "executor",
+    "register_backend",
 ]
 
 

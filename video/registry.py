@@ -174,3 +174,15 @@ sources = Registry(
     },
     SourceError,
 )
+
+
+def register_backend(name: str, target: Any) -> None:
+    """Give an engine a name, for this program.
+
+    Worker processes and other programs do not know it; a distribution's entry point is known to all.
+
+    :param target: the class, or a "module:Class" string that is imported on first use; see
+        `video.backends.base.Backend` for what it has.
+    :raises ConfigError: for a built-in name or a string of another form.
+    """
+    backends.register(name, target)

@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": "video.cli.demo:demo",
     "probe": "video.cli.probe:probe",
     "backends": "video.cli.backends:backends",
+    "check-backend": "video.cli.check_backend:check_backend",
     "completion": "video.cli.completion:completion",
 }
 
@@ -47,6 +48,7 @@ def cli() -> None:
       video clips talk.mp4 --out clips             the three best clips of a video
       video clips films/ --count 5 --workers 4     of every video in a folder
       video probe talk.mp4                         what a file holds
+      video check-backend process                  whether an engine keeps its promises
 
     Exit codes: 0 all went well, 1 some items failed, 2 wrong usage, 130 stopped by Ctrl-C.
     """

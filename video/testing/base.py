@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import logging
 import os
 import re
-import socket
 import sys
 import tempfile
 import threading
@@ -32,14 +32,17 @@ from video.errors import ConfigError
 from video.events import Observer
 from video.outcome import Outcome
 from video.runner import Runner
+from video.testing import tasks
 
+LINUX = sys.platform == "linux"
+"""Where /proc tells what there is; elsewhere some parts of checks are left out."""
 LIMIT_SECONDS = 60.0
 """A check that takes longer is broken; its threads are left behind, since nothing can stop them."""
 WAIT_SECONDS = 15.0
 """How long a check waits for what an engine does in the background, on a busy machine too."""
 STUCK_SECONDS = 60.0
 """An item that hangs, where the engine can end it. It has to be far beyond `WAIT_SECONDS`."""
-PATIENT_SECONDS = 5.0
+PATIENT_SECONDS = 4.0
 """The same where nothing can end it, and whoever leaves may have to wait for it."""
 
 PROMISES = {
@@ -119,10 +122,10 @@ class Bench:
 
 
 NEEDS: dict[str, tuple[str, Callable[[Bench], bool]]] = {
-    **{
-        name: (f"its trait `{name}` is false", lambda bench, name=name: getattr(bench.traits, name))
-        for name in ("pickles", "coroutines", "kills", "exact")
-    },
+    "pickles": ("its trait `pickles` is false", lambda bench: bench.traits.pickles),
+    "coroutines": ("its trait `coroutines` is false", lambda bench: bench.traits.coroutines),
+    "kills": ("its trait `kills` is false", lambda bench: bench.traits.kills),
+    "exact": ("its trait `exact` is false", lambda bench: bench.traits.exact),
     "posix": ("it needs Linux or macOS", lambda _: os.name == "posix"),
     "another program": ("another program cannot import it", lambda bench: bench.target is not None),
 }
@@ -245,14 +248,13 @@ def holds(truth: object, words: str) -> None:
         raise AssertionError(words)
 
 
-def until(true: Callable[[], object], words: str | Callable[[], str], seconds: float = WAIT_SECONDS) -> None:
-    """Wait for `true()`; after so many seconds these words are what is broken."""
-    deadline = time.monotonic() + seconds
+def until(true: Callable[[], object], words: str | Callable[[], str]) -> None:
+    """Wait for `true()`, for `WAIT_SECONDS`; after that, these words are what is broken."""
+    deadline = time.monotonic() + WAIT_SECONDS
     while not true():
         if time.monotonic() > deadline:
-            raise AssertionError(
-                f"{words if isinstance(words, str) else words()} (waited for {seconds:g} s)"
-            )
+            said = words if isinstance(words, str) else words()
+            raise AssertionError(f"{said} (waited for {WAIT_SECONDS:g} s)")
         time.sleep(0.02)
 
 
@@ -321,28 +323,56 @@ def aside(work: Callable[[], object]) -> Iterator[list[BaseException]]:
     holds(not thread.is_alive(), f"a batch in another thread does not end; it is {_where(thread)}")
 
 
+@contextlib.contextmanager
+def heard(name: str) -> Iterator[list[logging.LogRecord]]:
+    """What is logged there, kept from whoever else listens."""
+    records: list[logging.LogRecord] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    handler = Handler()
+    logger = logging.getLogger(name)
+    before = logger.propagate, logger.level
+    logger.propagate = False
+    logger.setLevel(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield records
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate, logger.level = before
+
+
 # Who is there
 
-Being = tuple[str, int]
-"""(host, process id) of who runs an item."""
 
-
-def being() -> Being:
-    return socket.gethostname(), os.getpid()
-
-
-def alive(one: Being) -> bool:
-    """Whether a process of this machine runs; of others nobody knows, and they count as dead."""
+def alive(one: tuple[str, int]) -> bool:
+    """Whether a process, by host and number, runs; of other machines nobody knows, and it counts as dead."""
     host, pid = one
-    if host != socket.gethostname():
+    if host != tasks.host():
         return False
-    if sys.platform == "linux":
+    if LINUX:
         return _stat(pid)[0] not in "ZX"
     try:
         os.kill(pid, 0)
     except OSError:
         return False
     return True
+
+
+def ended(place: Path, words: str) -> None:
+    """The worker that signed there is dead, and the child process that it started."""
+    for name in ("worker", "child"):
+        one = tasks.signed(place, name)
+        if one is None:
+            raise AssertionError(f"{words} ended before it had begun")
+        until(functools.partial(_dead, one), f"the {name} process of {words} runs on: {one}")
+
+
+def _dead(one: tuple[str, int]) -> bool:
+    return not alive(one)
 
 
 def _stat(pid: int) -> tuple[str, int]:
@@ -356,7 +386,7 @@ def _stat(pid: int) -> tuple[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Belongings:
-    """What this process has: its threads and, on Linux, its processes, descriptors, shared memory and files."""
+    """What this process has: threads and, on Linux, processes, descriptors, shared memory and files."""
 
     threads: dict[int, str]
     processes: dict[int, str]
@@ -369,7 +399,7 @@ class Belongings:
     def now(cls) -> Belongings:
         gc.collect()  # what nobody refers to any more is not held
         threads = {id(one): one.name for one in threading.enumerate()}
-        if sys.platform != "linux":
+        if not LINUX:
             return cls(threads, {}, {}, {})
         descriptors = {}
         for number in os.listdir("/proc/self/fd"):

@@ -1,0 +1,37 @@
+"""An engine of your own, in one class, and the proof that it keeps what it claims.
+
+python examples/custom_backend.py talk.mp4
+"""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from video import ParallelConfig, Runner, register_backend
+from video.backends.base import Traits
+from video.media.probe import duration_seconds
+from video.testing import check_backend
+
+
+class PoolBackend:
+    """The standard library's threads. Its traits say what it cannot do: which checks are asked, and how a
+    batch runs on it, follows from them."""
+
+    traits = Traits(
+        start=1e-3, call=1e-4, own_gil=False, pickles=False, coroutines=False, kills=False, remote=False
+    )
+
+    def __init__(self, config: ParallelConfig) -> None:
+        self.config = config
+
+    def open(self, workers: int) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(workers, "pool", initializer=self.config.initializer)
+
+
+register_backend("pool", PoolBackend)
+
+with Runner(ParallelConfig(backend="pool", max_workers=2)) as runner:
+    for outcome in runner.stream(duration_seconds, sys.argv[1:]):
+        print(f"{sys.argv[1 + outcome.index]}: {outcome.unwrap():.2f} s")
+
+for result in check_backend("pool"):
+    print(f"{result.promise:2}  {result.state:9}  {result.name}  {result.message}")
