@@ -61,6 +61,19 @@ class ChunkLost(Exception):
         self.certain = certain
 
 
+def joined(parts: list[Ran]) -> Ran:
+    """Parts of one chunk, in order, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = Ran([], [], [])
+    for part in parts:
+        done = len(whole.values)
+        whole.errors.extend((done + place, error, text) for place, error, text in part.errors)
+        whole.values.extend(part.values)
+        whole.seconds.extend(part.seconds)
+    return whole
+
+
 def run_chunk(task: Callable[[Any], Any], items: Sequence[Any], threads: int) -> Ran:
     """Run `task` on each item; what one raises costs that item alone. Ends early, with fewer values than
     items, after `CHUNK_SECONDS`, or once its slot is given up.

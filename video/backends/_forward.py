@@ -164,7 +164,7 @@ class _Printed(io.TextIOBase):
 
 
 def replay(note: Note) -> None:
-    """Tell a worker's note in this process. Never raises: a handler or filter may, and must not break a batch."""
+    """Tell a worker's note in this process. Never raises: a handler may, which must not break a batch."""
     import logging
 
     try:

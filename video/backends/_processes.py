@@ -12,8 +12,8 @@ from typing import Any
 import video.scope as scope
 from video.backends import _board, _forward, _memory, _nursery, _pickling, _worker
 from video.backends._children import LEAVE_SECONDS, Child, Nursery, SpawnedChild
+from video.backends._chunk import ChunkLost, Ran, arrived, joined
 from video.backends._pool import Call, Pool, Seat
-from video.backends.base import ChunkLost, Ran, arrived
 from video.config import ParallelConfig
 from video.errors import BackendUnavailable, NotPicklable, RemoteTraceback, WorkerDied, WorkerOutOfMemory
 
@@ -133,7 +133,7 @@ class ProcessExecutor(Pool):
             raise _Unreadable(bytes(body).decode("utf-8", "replace"))
         value = self._part(seat, parts, tag, body, buffers)
         if isinstance(value, Ran):
-            value = _joined([*parts, value])
+            value = joined([*parts, value])
             seat.ran += len(value.values)
         else:
             seat.ran += 1
@@ -170,7 +170,7 @@ class ProcessExecutor(Pool):
             failure.__cause__ = error
         if tag == _worker.PART:  # the board is at later items by now: what has not arrived runs again
             self._bury(seat)
-            raise ChunkLost(failure, _joined(parts), certain=False)
+            raise ChunkLost(failure, joined(parts), certain=False)
         ran = seat.board.records(sum(len(part.values) for part in parts))
         if not all(text for _, _, text in ran.errors):
             return ran  # what does not unpickle is one of those on the board
@@ -182,8 +182,8 @@ class ProcessExecutor(Pool):
     def _chunk_lost(self, seat: ProcessSeat, parts: list[Ran]) -> ChunkLost:
         """The child is dead: what its chunk had finished, and which item it was on."""
         error = self._bury(seat)
-        finished = _joined(parts)
-        finished = _joined([finished, seat.board.records(len(finished.values))])
+        finished = joined(parts)
+        finished = joined([finished, seat.board.records(len(finished.values))])
         state, position, _ = seat.board.state()
         begun = state != _board.NOT_BEGUN and position >= len(finished.values)
         return ChunkLost(error, finished, position if begun else None)
@@ -291,19 +291,6 @@ class ProcessExecutor(Pool):
 
 class _Unreadable(Exception):
     """A call did not unpickle in the worker."""
-
-
-def _joined(parts: list[Ran]) -> Ran:
-    """Parts of one chunk, in order, as one."""
-    if len(parts) == 1:
-        return parts[0]
-    whole = Ran([], [], [])
-    for part in parts:
-        done = len(whole.values)
-        whole.errors.extend((done + place, error, text) for place, error, text in part.errors)
-        whole.values.extend(part.values)
-        whole.seconds.extend(part.seconds)
-    return whole
 
 
 def _how_it_died(code: int | None) -> str:
