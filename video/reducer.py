@@ -152,9 +152,10 @@ class Reducer:
         if self._back:
             back = self._back.popleft()
             size = room if rules.by_items else self._sizes.next(None)
-            if len(back.items) > size and not back.unbegun:
-                self._back.appendleft(Waiting(back.indexes[size:], back.items[size:]))
-                back = Waiting(back.indexes[:size], back.items[:size])
+            if len(back.items) > size:
+                rest = Waiting(back.indexes[size:], back.items[size:], unbegun=back.unbegun)
+                self._back.appendleft(rest)
+                back = Waiting(back.indexes[:size], back.items[:size], unbegun=back.unbegun)
             return self._lease(back, now)
         lookahead = rules.lookahead or plan.usual_lookahead(rules.width, self._sizes.next(None))
         free = lookahead - (self.drawn - self.handed)
@@ -407,19 +408,19 @@ class Reducer:
             indexes = lease.indexes[left[0] : left[-1] + 1]
         else:
             indexes = [lease.indexes[position] for position in left]
-        self._back.append(Waiting(indexes, [lease.items[position] for position in left], unbegun=unbegun))
+        items = [lease.items[position] for position in left]
+        (self._alone if lease.alone else self._back).append(Waiting(indexes, items, lease.alone, unbegun))
 
     def _unbegun(self, lease: Lease, done: int, error: BaseException) -> None:
         """A worker died between two items, or before the first: nobody is to blame, unless it happens again
         to the same ones."""
         times = lease.unbegun + 1 if done == 0 else 0
-        if times < UNBEGUN_DEATHS or len(lease.items) > 1:
-            if times < UNBEGUN_DEATHS:
-                self._give_back(lease, times)
-            else:
-                self._one_by_one(lease, error, unbegun=times - 1)
+        if times < UNBEGUN_DEATHS:
+            self._give_back(lease, times)
+        elif len(lease.items) > 1:
+            self._one_by_one(lease, error)
         elif 0 not in lease.settled:
-            self._fail(lease.indexes[0], error, ran=True)
+            self._fail(lease.indexes[0], error, ran=False)
 
     def _blame(self, lease: Lease, position: int, error: BaseException, *, certain: bool) -> None:
         """An item's worker died while it ran."""
@@ -442,8 +443,7 @@ class Reducer:
                 )
                 quarantined.__cause__ = error
                 error = quarantined
-            record.attempts -= 1  # `_fail` counts the last one
-            self._fail(index, error, ran=True)
+            self._fail(index, error, ran=False)  # it did, and that is counted above
             return
         # Alone, so that a second death can have no other cause, and leaves all memory to it.
         self._alone.append(Waiting([index], [lease.items[position]], alone=True))
@@ -467,9 +467,7 @@ class Reducer:
         elif left:
             self._fail(lease.indexes[0], error, ran=True)
 
-    def _one_by_one(
-        self, lease: Lease, error: BaseException, *, alone: bool = False, unbegun: int = 0
-    ) -> None:
+    def _one_by_one(self, lease: Lease, error: BaseException, *, alone: bool = False) -> None:
         """Find the item that is to blame by running each by itself.
 
         :param alone: with nothing else on the engine, since its end may be another's fault.
@@ -480,6 +478,6 @@ class Reducer:
             index = lease.indexes[position]
             if alone:
                 self._record(index).attempts += 1
-            queue.append(Waiting([index], [lease.items[position]], alone=alone, unbegun=unbegun))
+            queue.append(Waiting([index], [lease.items[position]], alone=alone, unbegun=lease.unbegun))
         if left:
             self.reruns.append((len(left), error))
