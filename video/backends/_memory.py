@@ -7,13 +7,14 @@ from pathlib import Path
 
 
 def deaths(root: Path = Path("/")) -> int:
-    """Kills for want of memory that the kernel has counted for this control group and those above it, or
-    on the whole machine where groups do not count; 0 where nothing does.
+    """Kills for want of memory that the kernel has counted for the control group of this process, or on the
+    whole machine where groups do not count; 0 where nothing does.
+
+    A kill counts in the victim's own group, wherever the limit was set; those above have others' kills, too.
 
     Sources: `memory.events` (cgroup v2), `memory.oom_control` (v1) and `oom_kill` of /proc/vmstat in the
-    kernel's documentation.
+    kernel's documentation; `memcg_memory_event` in mm/memcontrol.c.
     """
-    count = _counted(root / "proc/vmstat")
     with contextlib.suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, group = line.split(":", 2)
@@ -24,17 +25,18 @@ def deaths(root: Path = Path("/")) -> int:
             else:
                 continue
             folder = top / group.lstrip("/")
-            for place in (folder, *folder.parents):
-                count += _counted(place / name)
+            for place in (folder, *folder.parents):  # a container may see its own group as the top
+                if (count := _counted(place / name)) is not None:
+                    return count
                 if place == top:
                     break
-    return count
+    return _counted(root / "proc/vmstat") or 0
 
 
-def _counted(path: Path) -> int:
+def _counted(path: Path) -> int | None:
     with contextlib.suppress(OSError, ValueError):
         for line in path.read_text().splitlines():
             name, _, number = line.partition(" ")
             if name == "oom_kill":
                 return int(number)
-    return 0
+    return None
