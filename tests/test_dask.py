@@ -122,7 +122,7 @@ class Cluster:
             raise
 
     def _begin(self, workers: int, nanny: bool) -> None:
-        until(self.file.exists)
+        until(lambda: self.file.exists() and self.file.read_text().endswith("}"))  # written in steps
         self.address: str = json.loads(self.file.read_text())["address"]
         if workers:
             self.processes.append(
@@ -151,7 +151,7 @@ class Cluster:
         )
 
     def kill(self, number: int) -> None:
-        """Kill the processes of the scheduler (0) or of the workers (1). The resource tracker ends by itself."""
+        """Kill the scheduler (0) or the workers (1), with all theirs. The resource tracker ends by itself."""
         for pid in living(self.processes[number].pid):
             with contextlib.suppress(OSError):
                 if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -368,6 +368,17 @@ def test_progress_is_passed_on(local: Any) -> None:
     assert heard == [(0.25, "a quarter")]
 
 
+def test_a_listener_that_raises_costs_nothing(local: Any) -> None:
+    def work(_: int) -> None:
+        time.sleep(0.3)
+        scope.report(0.25)
+
+    future = send(local, work, 0)
+    local.watch(future, lambda fraction, words: 1 / 0)
+    assert future.result(SECONDS).values == [None]
+    assert values(local, tasks.double, 1) == [2]
+
+
 def test_a_call_that_waits_can_be_cancelled_and_never_runs(local: Any, tmp_path: Path) -> None:
     busy = [send(local, lambda _: time.sleep(0.5), 0) for _ in range(2)]
     until(lambda: all(local.running(one) for one in busy))
@@ -525,7 +536,7 @@ def test_a_local_cluster_leaves_nothing(
     assert list(tmp_path.glob("video-dask-*"))
     one.shutdown(cancel_futures=True)
     assert_given_up(hung)
-    assert not living(session)
+    until(lambda: not living(session))
     assert not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split())
     assert not list(tmp_path.glob("video-dask-*"))
     assert not [path for path in shared if path.exists()]
@@ -830,7 +841,9 @@ def test_a_lost_scheduler_fails_calls_and_those_that_follow(
         future = send(one, time.sleep, 600)
         until_running(one, future)
         os.kill(cluster.scheduler, how)
+        large = one.submit(len, bytes(3 << 20))
         assert isinstance(failure(future), BackendUnavailable)
+        assert isinstance(failure(large), BackendUnavailable)
         with pytest.raises(BackendUnavailable):
             send(one, tasks.double, 1).result(SECONDS)
         if how == signal.SIGSTOP:
@@ -846,6 +859,13 @@ def test_a_cluster_without_this_package_is_unavailable_and_says_so(tmp_path: Pat
         error = failure(send(one, tasks.double, 1))
         assert isinstance(error, BackendUnavailable)
         assert "Install" in str(error)
+
+
+def test_without_distributed_the_engine_cannot_be_imported() -> None:
+    """So that the registry names the extra that has it."""
+    program = "import sys; sys.modules['distributed'] = None; import video.backends.dask"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert ended.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'distributed'"
 
 
 # Initializer and finalizer

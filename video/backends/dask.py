@@ -19,7 +19,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
-import importlib
+import importlib.util
 import itertools
 import json
 import logging
@@ -47,6 +47,9 @@ from video.backends.base import ChunkLost, Ran, Traits, arrived, portable
 from video.config import ParallelConfig
 from video.errors import BackendUnavailable, ConfigError, NotPicklable, RemoteTraceback, WorkerDied
 
+if importlib.util.find_spec("distributed") is None:  # to import it takes 0.3 s, which is for `open`
+    raise ModuleNotFoundError("No module named 'distributed'", name="distributed")
+
 CONNECT_SECONDS = 5.0
 """How long a scheduler may take to answer at first."""
 START_SECONDS = 60.0
@@ -60,6 +63,8 @@ LEAVE_SECONDS = 5.0
 """How long each step of closing may take before the next is tried all the same."""
 GRACE_SECONDS = 0.5
 """How long a call that is given up may take to end by itself, before its worker is killed."""
+ORPHAN_SECONDS = 1.5
+"""How long the calls of a killed program may take to end, and to remove their unfinished files."""
 STOP_SECONDS = 2.0
 """A worker that does not answer for this long is stuck in foreign code; its nanny then kills it."""
 LOAD_SECONDS = 60.0
@@ -69,7 +74,7 @@ TRANSFER_SECONDS = 600.0
 LARGE_BYTES = 1 << 20
 """Calls larger than this go to a worker as data; in the task graph they would weigh on the scheduler."""
 SEND_SECONDS = 0.002
-"""Our client's pause between messages. Its own, 10 ms, is most of the time of a short call (t.b.m.)."""
+"""Our client's pause between messages. With its own, 10 ms, 30 short calls took 160 ms instead of 110."""
 MOST_RESENT = 3
 """How often a call may lose its worker before it began, until that is taken for its own fault."""
 
@@ -216,8 +221,8 @@ def _run(about: tuple[str, int, bool, bool], call: _Parcel | bytes) -> _Parcel:
 
     slot = _Slot(worker, tell)
     _running[topic, number] = slot
-    tell(TAKEN, worker.contact_address or worker.address)
     try:
+        tell(TAKEN, worker.contact_address or worker.address)
         if hooked and (hooks := _hooks.get(topic)) is not None:
             try:
                 hooks.prepare()
@@ -428,24 +433,26 @@ async def _hold_cluster(folder: Path, workers: int, parent: int) -> None:
             "distributed.worker.multiprocessing-method": "forkserver" if FORKSERVER else "spawn",
         }
     )
-    cluster = await importlib.import_module("distributed").LocalCluster(
+    distributed = importlib.import_module("distributed")
+    local = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    worker = local | {
+        "nthreads": 1,
+        "memory_limit": 0,  # what the items hold is not Dask's to judge
+        "local_directory": str(folder),
+        "silence_logs": logging.CRITICAL,
+    }
+    cluster = await distributed.SpecCluster(
+        scheduler={"cls": distributed.Scheduler, "options": local | {"port": 0}},
+        workers={number: {"cls": distributed.Nanny, "options": worker} for number in range(workers)},
         asynchronous=True,
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=True,
-        host="127.0.0.1",
-        dashboard_address=None,
-        scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
-        memory_limit=0,  # what the items hold is not Dask's to judge
-        local_directory=str(folder),
         silence_logs=logging.CRITICAL,
     )
     try:
         _publish(folder, address=cluster.scheduler_address)
         await leave.wait()
         if os.getppid() != parent:
-            # The scheduler has seen its client go, and told the calls; they may remove unfinished files.
-            await asyncio.sleep(GRACE_SECONDS)
+            # The scheduler has seen its client go, and withdrawn the calls.
+            await asyncio.sleep(ORPHAN_SECONDS)
     finally:
         for nanny in cluster.workers.values():
             nanny.close_gracefully()  # it shall not start another
@@ -541,14 +548,17 @@ class DaskExecutor:
     """
 
     def __init__(self, workers: int, config: ParallelConfig) -> None:
-        distributed = importlib.import_module("distributed")
-        self._distributed: Any = distributed
         self._workers = workers
         self._config = config
-        self._foreign = config.cluster if isinstance(config.cluster, distributed.Client) else None
         self._hooks = b""
         if config.initializer is not None or config.finalizer is not None:
             self._hooks = _pickling.dumps_by_value((config.initializer, config.finalizer))
+        self._cluster: _Cluster | None = None
+        if config.cluster is None and _address(None) is None:
+            self._cluster = self._start_cluster()  # at once: it imports the same as we do next, beside us
+        self._distributed: Any = importlib.import_module("distributed")
+        of_user = isinstance(config.cluster, self._distributed.Client)
+        self._foreign = config.cluster if of_user else None
         self._topic = f"video-{uuid.uuid4().hex}"
         self._numbers = itertools.count()
         self._closed = False
@@ -559,7 +569,8 @@ class DaskExecutor:
 
         # Of the loop's thread alone:
         self._client: Any = None
-        self._cluster: _Cluster | None = None
+        self._sending: set[_Call] = set()
+        """Large ones whose data is on its way."""
         self._sent: dict[int, _Call] = {}
         self._files: dict[int, set[str]] = {}
         """Unfinished files, by the sending of the call that made them."""
@@ -599,7 +610,7 @@ class DaskExecutor:
             self._calls.add(call)
         call.add_done_callback(self._over)
         try:
-            call.packed = _packed_call(fn, args)
+            call.packed = _sized(_packed(DONE, call.call))
         except NotPicklable as error:
             call.finish(None, error)
             return call
@@ -646,7 +657,8 @@ class DaskExecutor:
 
     def _deliver(self) -> None:
         while (act := self._outbox.get()) is not None:
-            act()
+            with contextlib.suppress(Exception):  # a listener may raise, and must not end this thread
+                act()
             del act
 
     def _settle(self, call: _Call, answer: _Parcel | None, error: BaseException | None) -> None:
@@ -671,7 +683,7 @@ class DaskExecutor:
             return False
         call.by_value = True
         try:
-            call.packed = _pickling.dumps_by_value(call.call)
+            call.packed = _sized(_Parcel(DONE, _pickling.dumps_by_value(call.call)))
             self._loop.call_soon_threadsafe(self._send, call)
         except (NotPicklable, RuntimeError):
             return False
@@ -700,37 +712,43 @@ class DaskExecutor:
             self._send(call)
 
     async def _send_large(self, call: _Call, packed: _Parcel) -> None:
-        for last in (False, False, True):
-            try:
-                data = await self._client.scatter([packed], hash=False, timeout=LOST_SECONDS)
-            except Exception as error:  # noqa: BLE001  # distributed's or the network's
-                # A worker that died a moment ago is still offered; the next try finds another.
-                if last or isinstance(error, TimeoutError) or not isinstance(error, OSError):
-                    self._answer(
-                        call, None, _unavailable(f"a call cannot be sent to a worker ({_words(error)})")
-                    )
-                    return
-                await asyncio.sleep(0.1)
-            else:
-                self._submit(call, data[0])
-                return
+        self._sending.add(call)
+        self._watch_calls()
+        try:
+            data = await self._placed(packed)
+        except Exception as error:  # noqa: BLE001  # distributed's or the network's
+            self._answer(call, None, _unavailable(f"a call cannot be sent to a worker ({_words(error)})"))
+        else:
+            self._submit(call, data)
+        finally:
+            self._sending.discard(call)
+
+    async def _placed(self, packed: _Parcel) -> Any:
+        """The call's data, on a worker."""
+        for _ in range(MOST_RESENT):
+            with contextlib.suppress(OSError):  # a worker that died a moment ago is still offered
+                try:
+                    return (await self._client.scatter([packed], hash=False, timeout=LOST_SECONDS))[0]
+                except TimeoutError as error:  # an OSError too
+                    raise RuntimeError("it has no workers") from error
+            await asyncio.sleep(0.1)
+        raise RuntimeError("its workers do not take it")
 
     def _submit(self, call: _Call, data: Any) -> None:
         if call.done():
             return
         call.number = number = next(self._numbers)
+        call.address = call.started = None
         about = (self._topic, number, self._config.timeout is not None, bool(self._hooks))
         try:
             # One group of keys: so the scheduler keeps back what no worker is free for.
             call.remote = self._client.submit(_run, about, data, key=(self._topic, number), pure=False)
         except Exception as error:  # noqa: BLE001  # distributed's or the network's
-            self._answer(call, None, _unavailable(f"the scheduler is lost ({_words(error)})"))
+            self._answer(call, None, _unavailable(f"its scheduler is lost ({_words(error)})"))
             return
         self._sent[number] = call
         self._keep(self._collect(call, number, call.remote))
-        if not self._watched:
-            self._watched = True
-            self._keep(self._watch())
+        self._watch_calls()
 
     async def _collect(self, call: _Call, number: int, remote: Any) -> None:
         answer: _Parcel | None = None
@@ -748,6 +766,7 @@ class DaskExecutor:
             remote.release()
 
     def _conclude(self, call: _Call, answer: _Parcel | None, error: Exception | None) -> None:
+        call.remote = None
         if error is not None and not isinstance(error, BackendUnavailable):
             error = self._judged(call, error)
             if error is None:
@@ -771,7 +790,8 @@ class DaskExecutor:
                 self._struck.add(address)
             return _chunk_lost("its worker died", certain=False)
         if isinstance(error, concurrent.futures.CancelledError):
-            if self._client.status != "running":
+            reason = getattr(error, "reason", "")
+            if reason == "scheduler-connection-lost" or self._client.status != "running":
                 return _unavailable("the connection to its scheduler is lost")
             if waited:  # its data was on a worker that died
                 return None
@@ -856,10 +876,15 @@ class DaskExecutor:
             for path in files:
                 self._outbox.put(functools.partial(scope.remove, path))
 
+    def _watch_calls(self) -> None:
+        if not self._watched:
+            self._watched = True
+            self._keep(self._watch())
+
     async def _watch(self) -> None:
         """While calls are under way, see that there is a scheduler, and that it has workers."""
         heard = staffed = time.monotonic()
-        while self._sent:
+        while self._sent or self._sending:
             await asyncio.sleep(WATCH_SECONDS)
             try:
                 threads = await asyncio.wait_for(self._client.nthreads(), LOST_SECONDS / 2)
@@ -880,7 +905,7 @@ class DaskExecutor:
         self._watched = False
 
     def _fail_all(self, error: BackendUnavailable) -> None:
-        for call in list(self._sent.values()):
+        for call in (*self._sent.values(), *self._sending):
             self._withdraw(call)
             self._answer(call, None, error)
 
@@ -895,8 +920,7 @@ class DaskExecutor:
         else:
             address = _address(self._config.cluster)
             if address is None:
-                threads = self._config.threads_per_worker or max(1, scope.usable_cpus() // self._workers)
-                self._cluster = _Cluster(self._workers, threads)
+                self._cluster = self._cluster or self._start_cluster()
                 address = await self._cluster.address()
             self._client = await self._new_client(address)
         try:
@@ -959,6 +983,8 @@ class DaskExecutor:
                     await asyncio.wait_for(client.run_on_scheduler(_forget_topic, self._topic), LEAVE_SECONDS)
                     await asyncio.sleep(0.05)  # a client logs an error of events that it has no handler for
                     client._event_handlers.pop(self._topic, None)
+        for task in self._tasks:
+            task.cancel()
         await self._disconnect()
 
     async def _disconnect(self) -> None:
@@ -971,7 +997,11 @@ class DaskExecutor:
             for path in itertools.chain.from_iterable(self._files.values()):
                 self._outbox.put(functools.partial(scope.remove, path))
 
-    # Threads
+    # Processes and threads
+
+    def _start_cluster(self) -> _Cluster:
+        threads = self._config.threads_per_worker or max(1, scope.usable_cpus() // self._workers)
+        return _Cluster(self._workers, threads)
 
     def _start_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
@@ -1003,6 +1033,8 @@ class DaskExecutor:
         if self._thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
+        if self._cluster is not None:  # a step took too long
+            self._cluster.end()
         self._outbox.put(None)
         self._postman.join()
         if self._quiet is not None:
@@ -1070,15 +1102,11 @@ def _address(cluster: Any) -> str | None:
         ) from error
 
 
-def _packed_call(fn: Callable[..., Any], args: tuple[Any, ...]) -> _Parcel | bytes:
-    """Small ones travel in the task graph, and have all in the pickle.
-
-    :raises NotPicklable: with the reason.
-    """
-    parcel = _packed(DONE, (fn, args))
+def _sized(parcel: _Parcel) -> _Parcel | bytes:
+    """Small calls travel in the task graph, and have all in one pickle."""
     if sys.getsizeof(parcel) > LARGE_BYTES:
         return parcel
-    return _pickling.dumps((fn, args)) if parcel.buffers else parcel.body
+    return _pickling.dumps(parcel.open()) if parcel.buffers else parcel.body
 
 
 class _Unreadable(Exception):
