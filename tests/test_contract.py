@@ -36,7 +36,7 @@ KNOWN = {
     ("serial", "no_item_runs_where_the_initializer_failed"): "the serial engine ignores `initializer`",
     **{
         (name, "the_first_failure_can_end_a_batch"): "items are killed before those behind them are cancelled"
-        for name in ("thread", "process", "dask", "async")
+        for name in ("thread", "process", "joblib", "dask", "async")
     },
 }
 """What is broken now; a line goes with its cure."""
