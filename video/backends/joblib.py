@@ -40,6 +40,8 @@ if importlib.util.find_spec("joblib") is None:  # importing it takes long, so th
 
 MOST_MOVES = 5
 """Generations that may break under a call before it has begun; then it is a suspect like others."""
+KILL_SECONDS = 2.0
+"""How long a worker may take to be gone after SIGKILL."""
 END_SECONDS = 10.0
 """How long closing waits for a generation to end."""
 
@@ -151,6 +153,7 @@ class JoblibExecutor:
                 self._take_back(call)
             elif isinstance(error, BrokenExecutor):
                 generation.over = True
+                generation.kill()
                 moved = self._move(call)
                 if not moved:
                     error = _lost(call, error)
@@ -231,6 +234,19 @@ class _Generation:
         self.executor = executor
         self.calls: set[_Call] = set()
         self.over = False
+        self._killed = False
+
+    def kill(self) -> None:
+        """End its workers before their boards are read. loky does so too, but only after it has failed the
+        calls, and until then a worker may begin what is just being given to the next generation."""
+        if self._killed:
+            return
+        self._killed = True
+        for process in list(self.executor._processes.values()):
+            with contextlib.suppress(OSError, AttributeError):
+                if process.exitcode is None:  # not reaped, so its number is nobody else's
+                    _kill_group(process.pid)
+                    process.join(KILL_SECONDS)
 
 
 class _Shared:
@@ -253,6 +269,13 @@ class _Shared:
     def close(self) -> None:
         self.board.close()
         os.close(self._fd)
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:  # it has not made its session yet, or is gone
+        os.kill(pid, signal.SIGKILL)
 
 
 def _shared() -> _Shared | None:
