@@ -1,41 +1,41 @@
 """What an engine costs: the overhead of each no-op item, on warm workers.
 
-Peers are `concurrent.futures` and asyncio with as many workers. Ours gives an outcome for each item, with
-its time and its error, where theirs give a value or stop at the first error.
+Peers have as many workers. Ours gives an outcome for each item, with its time and its error, where theirs
+give a value or stop at the first error.
 """
 
 from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import pytest
-from conftest import Side, Table, Versus
+from _peers import PATIENCE, joblib_map, mpire, standard_pool
+from _tasks import nothing, nothing_async
+from conftest import Side, Table, Versus, reported, timed
 
-from video import ParallelConfig, Runner
+from video import Outcome, ParallelConfig, Runner
+from video.outcome import first_runs
 
 ITEMS = 20_000
 SINGLE_ITEMS = 4_000
 """With chunks of one item, which cost a hundred times as much on processes."""
+DASK_ITEMS = 5_000
+"""As a task each, an item costs Dask more than a millisecond."""
 CHUNK = 256
 """Of the peer; ours finds its own size, up to as many (`video.plan.LARGEST_CHUNK`)."""
 WORKERS = 2
 COROUTINES = 64
 """At once, on both sides."""
 ROUNDS = 9
-
+DASK_ROUNDS = 5
 
 Mapped = Callable[..., Side]
-
-
-def nothing(item: int) -> int:
-    return item
-
-
-async def nothing_async(item: int) -> int:
-    return item
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,7 @@ def threads() -> Iterator[Executor]:
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Executor]:
-    with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("forkserver")) as pool:
-        list(pool.map(nothing, range(100)))
+    with standard_pool(WORKERS) as pool:
         yield pool
 
 
@@ -68,11 +67,41 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 @pytest.fixture
+def others() -> Iterator[dict[str, Callable[..., Future[int]]]]:
+    """What submits to the pools of other packages: for one test, since they keep the CPUs busy when idle."""
+    import deadpool
+    import pebble
+
+    with deadpool.Deadpool(WORKERS) as first:
+        second = pebble.ProcessPool(WORKERS, context=multiprocessing.get_context("forkserver"))
+        submits = {
+            "deadpool.submit": first.submit,
+            "pebble.submit": lambda task, item: second.schedule(task, args=[item]),
+        }
+        for submit in submits.values():
+            submit_all(submit, 100)
+        yield submits
+        second.stop()
+        second.join()
+
+
+@pytest.fixture
+def client() -> Iterator[Any]:
+    """Of a cluster of two local processes, which both sides use."""
+    import distributed
+
+    with distributed.Client(
+        n_workers=WORKERS, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+    ) as client:
+        yield client
+
+
+@pytest.fixture
 def mapped() -> Iterator[Mapped]:
     """Makes a batch of no-op items on a warm runner of ours."""
     runners: list[Runner] = []
 
-    def make(backend: str, count: int, task: Callable[[int], object] = nothing, **settings: int) -> Side:
+    def make(backend: str, count: int, task: Callable[[int], object] = nothing, **settings: Any) -> Side:
         workers = COROUTINES if task is nothing_async else WORKERS
         runner = Runner(ParallelConfig(backend=backend, max_workers=workers, **settings))
         runners.append(runner)
@@ -84,8 +113,28 @@ def mapped() -> Iterator[Mapped]:
         runner.close()
 
 
-def submit_all(pool: Executor, count: int) -> list[int]:
-    return [future.result() for future in [pool.submit(nothing, item) for item in range(count)]]
+def submit_all(submit: Callable[..., Future[int]], count: int) -> list[int]:
+    futures = [submit(nothing, item) for item in range(count)]
+    return [future.result(PATIENCE) for future in futures]
+
+
+def test_outcomes(versus: Versus) -> None:
+    """Why outcomes are drafted first: the same ones, made by their own constructor."""
+    indexes, values, seconds = range(ITEMS), [None] * ITEMS, [0.0] * ITEMS
+
+    def construct() -> list[Outcome[None]]:
+        return [
+            Outcome(index, value, None, 1, second)
+            for index, value, second in zip(indexes, values, seconds, strict=True)
+        ]
+
+    assert first_runs(indexes, values, seconds) == construct()
+    versus(
+        ("outcomes, drafted", lambda: first_runs(indexes, values, seconds)),
+        {"a frozen dataclass": construct},
+        rounds=ROUNDS,
+        items=ITEMS,
+    )
 
 
 def test_serial(versus: Versus, mapped: Mapped, threads: Executor) -> None:
@@ -116,6 +165,7 @@ def test_thread(versus: Versus, mapped: Mapped, threads: Executor) -> None:
         {"ThreadPoolExecutor.map": lambda: list(threads.map(nothing, range(ITEMS)))},
         rounds=ROUNDS,
         items=ITEMS,
+        target=0.25,
     )
 
 
@@ -124,7 +174,7 @@ def test_thread_one_by_one(versus: Versus, mapped: Mapped, threads: Executor) ->
         ("thread, chunks of 1", mapped("thread", SINGLE_ITEMS, chunk_size=1)),
         {
             "ThreadPoolExecutor.map": lambda: list(threads.map(nothing, range(SINGLE_ITEMS))),
-            "ThreadPoolExecutor.submit": lambda: submit_all(threads, SINGLE_ITEMS),
+            "ThreadPoolExecutor.submit": lambda: submit_all(threads.submit, SINGLE_ITEMS),
         },
         rounds=ROUNDS,
         items=SINGLE_ITEMS,
@@ -132,27 +182,40 @@ def test_thread_one_by_one(versus: Versus, mapped: Mapped, threads: Executor) ->
 
 
 def test_process(versus: Versus, mapped: Mapped, processes: Executor) -> None:
-    versus(
-        ("process", mapped("process", ITEMS)),
-        {
-            f"ProcessPoolExecutor.map, {CHUNK}": lambda: list(
-                processes.map(nothing, range(ITEMS), chunksize=CHUNK)
-            )
-        },
-        rounds=ROUNDS,
-        items=ITEMS,
-    )
+    """joblib in its automatic batches, mpire in its 64 chunks for each worker."""
+
+    def standard() -> list[int]:
+        return list(processes.map(nothing, range(ITEMS), chunksize=CHUNK))
+
+    joblib_map(WORKERS, nothing, range(100))
+    with mpire(WORKERS, "map", ITEMS) as run_mpire:
+        versus(
+            ("process", timed(mapped("process", ITEMS))),
+            {
+                f"ProcessPoolExecutor.map, {CHUNK}": timed(standard),
+                "joblib, loky": timed(lambda: joblib_map(WORKERS, nothing, range(ITEMS))),
+                "mpire.map": run_mpire,
+            },
+            rounds=ROUNDS,
+            items=ITEMS,
+            meter=reported,
+            target={"joblib, loky": 0.5, "mpire.map": 0.35},
+        )
 
 
-def test_process_one_by_one(versus: Versus, mapped: Mapped, processes: Executor) -> None:
+def test_process_one_by_one(
+    versus: Versus, mapped: Mapped, processes: Executor, others: dict[str, Callable[..., Future[int]]]
+) -> None:
+    submits = {"ProcessPoolExecutor.submit": processes.submit, **others}
     versus(
         ("process, chunks of 1", mapped("process", SINGLE_ITEMS, chunk_size=1)),
         {
             "ProcessPoolExecutor.map, 1": lambda: list(processes.map(nothing, range(SINGLE_ITEMS))),
-            "ProcessPoolExecutor.submit": lambda: submit_all(processes, SINGLE_ITEMS),
+            **{name: partial(submit_all, submit, SINGLE_ITEMS) for name, submit in submits.items()},
         },
         rounds=ROUNDS,
         items=SINGLE_ITEMS,
+        target={"ProcessPoolExecutor.submit": 1.0},
     )
 
 
@@ -186,20 +249,57 @@ def test_async_with_a_coroutine(
     count: int,
     settings: dict[str, int],
 ) -> None:
-    """The peer's semaphore is never waited for, since the coroutines do not wait."""
+    """The peers' semaphore is never waited for, since the coroutines do not wait."""
+
+    async def one(turns: asyncio.Semaphore, item: int) -> int:
+        async with turns:
+            return await nothing_async(item)
 
     async def gathered() -> None:
         turns = asyncio.Semaphore(COROUTINES)
+        await asyncio.gather(*(one(turns, item) for item in range(count)))
 
-        async def one(item: int) -> int:
-            async with turns:
-                return await nothing_async(item)
-
-        await asyncio.gather(*(one(item) for item in range(count)))
+    async def grouped() -> list[int]:
+        turns = asyncio.Semaphore(COROUTINES)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(turns, item)) for item in range(count)]
+        return [task.result() for task in tasks]
 
     versus(
         (f"async, {COROUTINES} coroutines{name}", mapped("async", count, nothing_async, **settings)),
-        {"gather with a semaphore": lambda: loop.run_until_complete(gathered())},
+        {
+            "gather with a semaphore": lambda: loop.run_until_complete(gathered()),
+            "TaskGroup with a semaphore": lambda: loop.run_until_complete(grouped()),
+        },
         rounds=ROUNDS,
         items=count,
+        target={} if settings else {"TaskGroup with a semaphore": 1.2},
     )
+
+
+@pytest.mark.timeout(300)
+def test_dask(versus: Versus, mapped: Mapped, client: Any) -> None:
+    """`pure=False`, since the peer would else hash each item, and might find the last round's results."""
+
+    def theirs() -> float:
+        start = time.perf_counter()
+        client.gather(client.map(nothing, range(DASK_ITEMS), pure=False))
+        end = time.perf_counter()
+        # The cluster forgets so many tasks for a while yet, which must not fall into our time.
+        while client.run_on_scheduler(tasks_left):
+            time.sleep(0.05)
+        return end - start
+
+    ours = mapped("dask", DASK_ITEMS, cluster=client, strict=True)
+    versus(
+        ("dask", timed(ours)),
+        {"client.map with gather": theirs},
+        rounds=DASK_ROUNDS,
+        items=DASK_ITEMS,
+        meter=reported,
+        target=0.02,
+    )
+
+
+def tasks_left(dask_scheduler: Any) -> int:
+    return len(dask_scheduler.tasks)

@@ -21,6 +21,8 @@ from video import ParallelConfig, Runner
 
 CUTS = spans(8, seconds=1.0, step=6.0)
 ROUNDS = 5
+TARGET = 1.8
+"""On two idle CPUs; where others use them, the bare processes miss it as well."""
 
 Job = tuple[str, str, float, float]
 
@@ -45,9 +47,7 @@ def cut_one(job: Job) -> int:
 
 @pytest.fixture(scope="module")
 def table(new_table: Callable[..., Table]) -> Table:
-    table = new_table(f"{len(CUTS)} exact cuts, one codec thread: s", "s", ratio="speed-up")
-    table.notes.append("target: two workers at least 1.8 times as fast as one, on two idle CPUs")
-    return table
+    return new_table(f"{len(CUTS)} exact cuts, one codec thread: s", "s", ratio="speed-up")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def cutting(jobs: list[Job]) -> Iterator[Callable[[str, int], Callable[[], None]
 def test_scaling(
     versus: Versus, table: Table, cutting: Callable[[str, int], Callable[[], None]], backend: str
 ) -> None:
-    compare(versus, table, backend, cutting(backend, 2), cutting(backend, 1))
+    compare(versus, table, backend, cutting(backend, 2), cutting(backend, 1), TARGET)
 
 
 @pytest.mark.timeout(300)
@@ -117,8 +117,13 @@ def test_bare(versus: Versus, table: Table, jobs: list[Job]) -> None:
 
 
 def compare(
-    versus: Versus, table: Table, name: str, two: Callable[[], None], one: Callable[[], None]
+    versus: Versus,
+    table: Table,
+    name: str,
+    two: Callable[[], None],
+    one: Callable[[], None],
+    target: float | None = None,
 ) -> None:
-    versus((f"{name}, two", two), {"one": one}, rounds=ROUNDS, upside_down=True)
+    versus((f"{name}, two", two), {"one": one}, rounds=ROUNDS, upside_down=True, target=target)
     loads = " ".join(f"{load:.2f}" for load in os.getloadavg())
     table.notes.append(f"load average after {name}: {loads}")
