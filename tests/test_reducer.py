@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,7 +61,7 @@ def lease(reducer: Reducer, now: float = 0.0) -> Lease:
     return reducer.drew(list(range(reducer.drawn, reducer.drawn + what)), now)
 
 
-def ran(lease: Lease, positions: Iterable[int], errors: dict[int, BaseException] | None = None) -> Ran:
+def ran(lease: Lease, positions: Iterable[int], errors: Mapping[int, BaseException] | None = None) -> Ran:
     """The engine's answer for some items, of which some raised."""
     positions = list(positions)
     values = [None if errors and one in errors else value(lease.indexes[one]) for one in positions]
@@ -1021,7 +1021,7 @@ class AnyBatch(RuleBasedStateMachine):
         self.kind, self.length, self.kills = kind, length, kills
         # A clock that runs on an item must not run on its neighbours.
         self.largest = 5 if kind == "exact" or timeout is None else 1
-        self.rules = Rules(
+        self.limits = Rules(
             width=width,
             most_leases=width + more,
             timeout=timeout,
@@ -1030,7 +1030,7 @@ class AnyBatch(RuleBasedStateMachine):
             **rules,
         )
         self.sizes = Sizes(1)
-        self.reducer = Reducer(self.rules, self.sizes, None)
+        self.reducer = Reducer(self.limits, self.sizes, None)
         self.now = 0.0
         self.held: dict[int, Held] = {}
         self.handed: list[Outcome[Any]] = []
@@ -1095,8 +1095,8 @@ class AnyBatch(RuleBasedStateMachine):
         assert self.reducer.check_at() > self.now, "whoever waits for it would wait for nothing"
         for index in self.outcomes.keys() - before:
             (one,) = (one for one in held.values() if index in one.lease.indexes)
-            assert self.rules.timeout is not None
-            assert self.now - one.start >= self.rules.timeout
+            assert self.limits.timeout is not None
+            assert self.now - one.start >= self.limits.timeout
             assert one.killed
             assert isinstance(self.outcomes[index].error, ItemTimeout)
 
@@ -1245,23 +1245,23 @@ class AnyBatch(RuleBasedStateMachine):
         kept = [*self.handed, *self.reducer.unhanded()]
         assert Counter(indexes(kept)) == Counter(self.outcomes.keys())
         assert self.reducer._open == len(open_)
-        if self.rules.by_items:
-            assert len(open_) <= self.rules.width
+        if self.limits.by_items:
+            assert len(open_) <= self.limits.width
         for index in {*self.reducer.waiting(), *open_}:
-            assert self.deaths[index] < self.rules.max_kills
-            assert self.starvations[index] < self.rules.max_memory_kills
+            assert self.deaths[index] < self.limits.max_kills
+            assert self.starvations[index] < self.limits.max_memory_kills
 
     @invariant()
     def outcomes_are_handed_out_in_order(self) -> None:
         assert self.reducer.handed == len(self.handed)
-        if self.rules.ordered:
+        if self.limits.ordered:
             assert indexes(self.handed) == list(range(len(self.handed)))
 
     @invariant()
     def bounds_are_kept(self) -> None:
         leases = list(self.reducer.leases())
-        assert self.reducer.drawn - self.reducer.handed <= self.rules.lookahead
-        assert len(leases) <= self.rules.most_leases
+        assert self.reducer.drawn - self.reducer.handed <= self.limits.lookahead
+        assert len(leases) <= self.limits.most_leases
         assert len(leases) == 1 or not any(one.alone for one in leases)
         assert {one.number for one in leases} <= self.held.keys()
 
@@ -1271,7 +1271,7 @@ class AnyBatch(RuleBasedStateMachine):
             return
         for _ in range(200):
             if self.reducer.failed is not None:
-                assert self.rules.fast
+                assert self.limits.fast
                 assert self.reducer.finished
                 return
             for held in list(self.held.values()):
