@@ -31,24 +31,11 @@ SLOW = ("joblib", "dask")
 """Their workers take a second to start."""
 
 
-KNOWN = {
-    ("serial", "each_worker_is_initialized_once"): "the serial engine ignores `initializer`",
-    ("serial", "no_item_runs_where_the_initializer_failed"): "the serial engine ignores `initializer`",
-    **{
-        (name, "the_first_failure_can_end_a_batch"): "items are killed before those behind them are cancelled"
-        for name in ("thread", "process", "joblib", "dask", "async")
-    },
-}
-"""What is broken now; a line goes with its cure."""
-
-
 def cases() -> list[Any]:
     found = []
     for name in HERE:
         for check in backend_checks(name):
             marks = [pytest.mark.slow] if name in SLOW else []
-            if reason := KNOWN.get((name, check.__name__)):
-                marks.append(pytest.mark.xfail(reason=reason, strict=False))  # some are races
             found.append(pytest.param(check, id=f"{name}-{check.__name__}", marks=marks))
     return found
 

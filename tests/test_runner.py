@@ -360,7 +360,7 @@ def test_an_engine_that_cancels_a_call_costs_that_item() -> None:
 
     class Backend(SerialBackend):
         def open(self, workers: int) -> Canceller:
-            return Canceller()
+            return Canceller(self._config)
 
     registry.backends.register("canceller", Backend)
     with Runner(ParallelConfig(backend="canceller", chunk_size=1)) as runner:

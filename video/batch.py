@@ -96,7 +96,7 @@ class Batch(Generic[R]):
         limit = 1 if alone else config.chunk_size or plan.LARGEST_CHUNK
         if config.max_items_per_worker is not None:
             limit = min(limit, config.max_items_per_worker)
-        prefetch = prefetch and not alone and choice.backend != "serial"
+        prefetch = prefetch and not alone and not traits.inline
         rules = Rules(
             width=width,
             most_leases=LEASES_EACH * width if prefetch else width,
@@ -311,12 +311,14 @@ class Batch(Generic[R]):
         waiting = reducer.waiting()
         running: list[int] = []
         for lease in reducer.leases():
-            at = self._runs(lease.number)
+            future = self._futures.get(lease.number)
+            # First, so that what is called waiting cannot begin any more.
+            never = future is not None and future.cancel()
+            at = None if never else self._runs(lease.number)
             for position, index in enumerate(lease.indexes):
                 if position not in lease.settled:
-                    # What an engine without a board has, may have begun.
-                    begun = position == at[0] if at is not None and self._traits.exact else at is not None
-                    (running if begun else waiting).append(index)
+                    later = at is not None and self._traits.exact and position > at[0]
+                    (waiting if never or later else running).append(index)
         error = BatchFailed(
             f"item {failed.index} failed, which ends the batch "
             f"({type(failed.error).__name__}: {failed.error})",
@@ -339,8 +341,10 @@ class Batch(Generic[R]):
 
     def _leave(self) -> None:
         """Cancel what waits, give up what runs."""
-        for future in list(self._futures.values()):
-            if not future.cancel() and self._kill is not None:
+        # All first: the worker of a killed call would take another at once.
+        running = [future for future in list(self._futures.values()) if not future.cancel()]
+        if self._kill is not None:
+            for future in running:
                 self._kill(future)
 
     def _tell(self, kind: Kind, **fields: Any) -> None:

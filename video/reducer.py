@@ -24,6 +24,7 @@ from video.errors import (
     ItemTimeout,
     NotPicklable,
     Quarantined,
+    RemoteError,
     WorkerDied,
     WorkerOutOfMemory,
 )
@@ -189,6 +190,9 @@ class Reducer:
         """
         lease = self._leases.get(number)
         if lease is None:
+            return
+        if len(ran.values) > len(lease.items):
+            self.lost(number, RemoteError("its engine answered for more items than it was given"))
             return
         self._sizes.observe(ran.seconds)
         self._keep(lease, ran)

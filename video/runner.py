@@ -199,8 +199,10 @@ class Runner:
             raise ConfigError(
                 f"the {choice.backend} engine cannot run an `async def` task", cure='Use backend="async".'
             )
-        if self.config.timeout is not None and choice.backend == "serial" and scope.current() is None:
-            raise ConfigError("the serial engine cannot hold a time limit", cure="Use process or thread.")
+        if self.config.timeout is not None and traits.inline and scope.current() is None:
+            raise ConfigError(
+                f"the {choice.backend} engine cannot hold a time limit", cure="Use process or thread."
+            )
         batch: Batch[R] = Batch(
             self,
             task,

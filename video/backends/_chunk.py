@@ -129,7 +129,10 @@ def run_packed(task: Callable[[Any], Any], items: bytes, threads: int, levels: d
         ran = run_chunk(task, _pickling.loads(items), threads)
     finally:
         forwarding.stop()
-    ran = ran._replace(errors=[(place, *portable(error)) for place, error, _ in ran.errors], notes=notes)
+    errors = [
+        (place, error, text) if text else (place, *portable(error)) for place, error, text in ran.errors
+    ]
+    ran = ran._replace(errors=errors, notes=notes)
     try:
         return _pickling.dumps_by_value(ran)
     except NotPicklable:

@@ -63,6 +63,8 @@ class Traits:
     """A running item can be stopped, whatever it does."""
     remote: bool
     """Items may run on other machines."""
+    inline: bool = False
+    """Calls run inside `submit`, in the caller's own thread, where nothing can hold a time limit."""
     exact: bool = False
     """A death names its item, and keeps what its chunk had finished; so chunks may have time limits."""
 

@@ -150,13 +150,14 @@ class JoblibExecutor:
             moved = inner.cancelled() and not call.cancelled() and call.inner is not inner
             if error is None:
                 result = inner.result()
-                self._take_back(call)
             elif isinstance(error, BrokenExecutor):
                 generation.over = True
                 generation.kill()
                 moved = self._move(call)
                 if not moved:
                     error = _lost(call, error)
+            if not moved and not call.given_up:
+                self._take_back(call)
             self._end_if_over(generation)
             if self._closed and not any(one.calls for one in self._generations):
                 self._close_boards()
@@ -174,10 +175,13 @@ class JoblibExecutor:
         return True
 
     def _take_back(self, call: _Call) -> None:
-        """Its worker is done with the board."""
-        if call.board is not None and not call.given_up and not self._closed:
-            self._boards.append(call.board)
-            call.board = None
+        """Its worker is done with the board, or will never have it."""
+        board, call.board = call.board, None
+        if board is not None:
+            if self._closed:
+                board.close()
+            else:
+                self._boards.append(board)
 
     def _end_if_over(self, generation: _Generation) -> None:
         """End a generation that takes no calls, once none of its calls is waited for."""
@@ -192,7 +196,10 @@ class JoblibExecutor:
     def _end(self, generation: _Generation) -> None:
         stuck = list(generation.calls)
         try:
-            generation.executor.shutdown(wait=True, kill_workers=bool(stuck))
+            if stuck:
+                # loky's own way stumbles over futures that were cancelled, and then hangs.
+                generation.kill()
+            generation.executor.shutdown(wait=True)
         except Exception:  # noqa: BLE001  # loky's own affairs; its workers watch their parent
             logger.debug("a loky executor ended badly", exc_info=True)
         for call in stuck:
