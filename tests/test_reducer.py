@@ -29,6 +29,10 @@ from video.plan import ChunkSizes
 from video.reducer import Lease, Reducer, Rules
 
 
+Running = dict[int, tuple[int, float] | None]
+"""As `Reducer.overdue` takes it."""
+
+
 class Sizes(ChunkSizes):
     """Chunks of a size that the test says."""
 
@@ -636,7 +640,7 @@ def test_a_chunk_that_was_killed_before_it_began_is_not_to_blame() -> None:
 def test_a_killed_lease_is_killed_once() -> None:
     reducer = timed()
     one = lease(reducer)
-    running = {one.number: (0, 0.0)}
+    running: Running = {one.number: (0, 0.0)}
     assert reducer.overdue(10.0, running) == [one.number]
     assert reducer.check_at() == float("inf")
     assert reducer.overdue(99.0, running) == []
@@ -673,7 +677,7 @@ def test_a_worker_that_cannot_get_rid_of_its_results_is_killed_and_they_are_kept
 def test_each_lease_has_its_own_clock() -> None:
     reducer = timed(1)
     first, second = lease(reducer, 0.0), lease(reducer, 4.0)
-    running = {first.number: (0, 0.0), second.number: (0, 4.0)}
+    running: Running = {first.number: (0, 0.0), second.number: (0, 4.0)}
     assert reducer.overdue(10.0, running) == [first.number]
     assert reducer.check_at() == 14.0
     assert reducer.overdue(14.0, running) == [second.number]
@@ -938,6 +942,14 @@ def test_a_chunk_that_the_engine_refuses_fails_at_once_and_has_never_run(error: 
     assert attempts(outcomes) == [0, 0, 0, 0]
 
 
+def test_an_answer_for_more_items_than_were_given_gives_no_outcome_to_any_of_them() -> None:
+    reducer = batch(2)
+    one = lease(reducer)
+    reducer.returned(one.number, Ran(["a", "b", "c"], [0.1] * 3, []))
+    assert due(reducer) == []
+    assert reducer.waiting() == [0, 1]
+
+
 # Whatever happens
 
 LOSSES = ["dies", "starves", "dies between", "vanishes", "suspect", "breaks", "cannot cross", "is gone"]
@@ -1016,9 +1028,18 @@ class AnyBatch(RuleBasedStateMachine):
         max_memory_kills=st.integers(1, 3),
     )
     def begin(
-        self, kind: str, width: int, more: int, length: int, kills: bool, timeout: float | None, **rules: Any
+        self,
+        kind: str,
+        width: int,
+        more: int,
+        lookahead: int,
+        length: int,
+        kills: bool,
+        timeout: float | None,
+        **rules: Any,
     ) -> None:
         self.kind, self.length, self.kills = kind, length, kills
+        self.lookahead = lookahead
         # A clock that runs on an item must not run on its neighbours.
         self.largest = 5 if kind == "exact" or timeout is None else 1
         self.limits = Rules(
@@ -1027,6 +1048,7 @@ class AnyBatch(RuleBasedStateMachine):
             timeout=timeout,
             by_items=kind == "beside",
             forgets=kills,
+            lookahead=lookahead,
             **rules,
         )
         self.sizes = Sizes(1)
@@ -1260,7 +1282,7 @@ class AnyBatch(RuleBasedStateMachine):
     @invariant()
     def bounds_are_kept(self) -> None:
         leases = list(self.reducer.leases())
-        assert self.reducer.drawn - self.reducer.handed <= self.limits.lookahead
+        assert self.reducer.drawn - self.reducer.handed <= self.lookahead
         assert len(leases) <= self.limits.most_leases
         assert len(leases) == 1 or not any(one.alone for one in leases)
         assert {one.number for one in leases} <= self.held.keys()

@@ -121,7 +121,7 @@ def test_arrays_and_nan_are_compared_by_what_they_hold(theirs: Any, ours: Any, s
 
 
 def test_the_same_error_is_no_difference() -> None:
-    same = Outcome(3, None, ValueError("three is 3"))
+    same: Outcome[Any] = Outcome(3, None, ValueError("three is 3"))
     assert differences(tasks.fail_on_3, [0, 1, 2, 3], [same]) == {}
 
 
