@@ -28,7 +28,6 @@ from video.outcome import Outcome
 from video.plan import ChunkSizes
 from video.reducer import Lease, Reducer, Rules
 
-
 Running = dict[int, tuple[int, float] | None]
 """As `Reducer.overdue` takes it."""
 
