@@ -256,6 +256,18 @@ def test_waiting_for_a_worker_is_not_charged_to_the_item() -> None:
         assert all(one.ok for one in runner.map(lambda _: time.sleep(0.1), range(10)))
 
 
+def test_a_coroutine_that_cancels_itself_costs_itself() -> None:
+    async def task(x: int) -> int:
+        if x == 3:
+            raise asyncio.CancelledError
+        await asyncio.sleep(0)
+        return x
+
+    with Runner(ParallelConfig(backend="async", max_workers=8)) as runner:
+        outcomes = runner.map(task, range(40))
+    assert [one.index for one in outcomes if not one.ok] == [3]
+
+
 def test_coroutines_run_side_by_side() -> None:
     at_once = most = 0
 

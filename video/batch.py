@@ -272,8 +272,9 @@ class Batch(Generic[R]):
     def _tell_news(self) -> None:
         """What has happened to items, at once and not in their turn: people watch it."""
         reducer = self._reducer
-        news, reducer.news = reducer.news, []
-        reruns, reducer.reruns = reducer.reruns, []
+        with self._lock:
+            news, reducer.news = reducer.news, []
+            reruns, reducer.reruns = reducer.reruns, []
         if self._observers:
             for count, reason in reruns:
                 self._tell(Kind.ITEMS_RERUN, total=count, error=reason)
@@ -324,7 +325,7 @@ class Batch(Generic[R]):
             f"({type(failed.error).__name__}: {failed.error})",
             failed=failed.index,
             outcomes=outcomes,
-            done=[*range(reducer.handed), *(outcome.index for outcome in outcomes)],
+            done=sorted(set(range(reducer.drawn)).difference(running, waiting)),
             running=running,
             waiting=sorted(waiting),
         )

@@ -375,7 +375,11 @@ class Reducer:
         else:
             self._unordered.append(outcomes)
         if self.rules.fast and self.failed is None:
-            self.failed = next((outcome for outcome in outcomes if outcome.error is not None), None)
+            # What the caller cancelled has not failed.
+            bad = (
+                one for one in outcomes if one.error is not None and not isinstance(one.error, ItemCancelled)
+            )
+            self.failed = next(bad, None)
 
     def _record(self, index: int) -> Record:
         return self._records.setdefault(index, Record())

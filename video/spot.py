@@ -71,7 +71,9 @@ def _run(task: Callable[[Any], Any], item: Any) -> Any:
             with ThreadPoolExecutor(1) as thread:  # the caller may be inside an event loop
                 return thread.submit(asyncio.run, _awaited(value)).result()
         return value
-    except Exception as error:  # noqa: BLE001  # it is compared
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  # sys.exit() in an item is an error of the item
         return error
 
 

@@ -34,8 +34,9 @@ HEADER = 8
 """Numbers of eight bytes before the tables of the records' ends and of the items' starts."""
 DATA = 8 * (HEADER + 2 * MOST_RECORDS + 1)
 STATE, COUNT, BASE, SINCE = range(4)
-NOT_BEGUN, RUNNING, SENDING = 0.0, 1.0, 2.0
-"""States: nothing has been unpickled yet; an item runs; results are on their way up the pipe."""
+NOT_BEGUN, RUNNING, SENDING, BETWEEN = 0.0, 1.0, 2.0, 3.0
+"""States: nothing has been unpickled yet; an item runs; results are on their way up the pipe; they have
+left, and the next item has not begun."""
 
 LONG_SECONDS = 2e-3
 """The result of an item that took longer goes up the pipe at once: 30 us are then little, and the board only
@@ -200,6 +201,7 @@ class Desk(_Mapped):
                 elif left:  # of the last one, the caller sends the results
                     self.send()
                     self._send_part(Ran(values, seconds, errors))
+                    cells[STATE] = BETWEEN
                     # In this order: whoever reads in between finds records that it knows already.
                     cells[COUNT] = 0.0
                     cells[BASE] += len(values)

@@ -185,7 +185,7 @@ class ProcessExecutor(Pool):
         finished = joined(parts)
         finished = joined([finished, seat.board.records(len(finished.values))])
         state, position, _ = seat.board.state()
-        begun = state != _board.NOT_BEGUN and position >= len(finished.values)
+        begun = state in (_board.RUNNING, _board.SENDING) and position >= len(finished.values)
         return ChunkLost(error, finished, position if begun else None)
 
     def _ready_child(self, seat: ProcessSeat) -> Child:

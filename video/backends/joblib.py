@@ -21,6 +21,7 @@ import os
 import re
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future
 from concurrent.futures import InvalidStateError as Settled
@@ -50,12 +51,17 @@ class JoblibExecutor:
     def __init__(self, workers: int, config: ParallelConfig) -> None:
         self._workers = workers
         self._lock = threading.RLock()
+        self._queue: deque[_Call] = deque()
+        """Calls that wait. loky gets no more than its workers can run: it stumbles over calls that are
+        cancelled, or that wait when it is told to kill."""
         self._generations: list[_Generation] = []
         """Those that are not ended; only the last may take calls."""
         self._boards: list[_Shared] = []
         """Boards that no call uses."""
         self._ends: list[threading.Thread] = []
         self._closed = False
+        self._drained = threading.Event()
+        """Closed, and no call is left."""
         threads = config.threads_per_worker or max(1, scope.usable_cpus() // workers)
         self._environment = _worker.thread_environment(threads, dict(os.environ))
         hooks = config.initializer, config.finalizer
@@ -63,11 +69,12 @@ class JoblibExecutor:
         self._open_generation()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        call = _Call(fn, args)
         with self._lock:
             if self._closed:
                 raise RuntimeError("this executor is closed")
-            call = _Call(fn, args, self._boards.pop() if self._boards else _shared())
-            self._send(call)
+            self._queue.append(call)
+            self._pump()
         return call
 
     def running(self, call: Future[Any]) -> tuple[int, float] | None:
@@ -86,24 +93,27 @@ class JoblibExecutor:
             if generation is None or call.given_up:
                 return
             call.given_up = generation.over = True
-            for other in list(generation.calls):
-                if not other.given_up and other.inner is not None and other.inner.cancel():
-                    self._send(other)
             self._end_if_over(generation)
+            self._pump()
         _settle(call, error=ItemCancelled("it was given up"))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        waiting: list[_Call] = []
         with self._lock:
             self._closed = True
-            for generation in list(self._generations):
-                generation.over = True
-                if cancel_futures:
+            if cancel_futures:
+                waiting = list(self._queue)
+                self._queue.clear()
+                for generation in self._generations:
                     for call in generation.calls:
                         call.given_up = True
-                self._end_if_over(generation)
-            ends = list(self._ends)
+            self._end_if_drained()
+        for call in waiting:
+            if call.cancel():
+                call.set_running_or_notify_cancel()  # tells those who wait for it
         if wait:
-            for end in ends:
+            self._drained.wait()
+            for end in list(self._ends):
                 end.join(END_SECONDS if cancel_futures else None)
 
     def _open_generation(self) -> _Generation:
@@ -118,70 +128,75 @@ class JoblibExecutor:
         self._generations.append(_Generation(executor))
         return self._generations[-1]
 
-    def _send(self, call: _Call) -> None:
-        """To the generation of now, or to a new one."""
-        if call.board is not None:
-            call.board.board.reset()
-        place = None if call.board is None else call.board.place
-        generation = self._newest()
-        try:
-            inner = generation.executor.submit(_run, place, call.fn, call.args)
-        except (BrokenExecutor, RuntimeError):  # it broke just now
-            generation.over = True
-            self._end_if_over(generation)
-            generation = self._newest()
-            inner = generation.executor.submit(_run, place, call.fn, call.args)
-        call.inner = inner
-        generation.calls.add(call)
-        inner.add_done_callback(functools.partial(self._ended, generation, call))
-
     def _newest(self) -> _Generation:
         """One that takes calls."""
         if self._generations and not self._generations[-1].over:
             return self._generations[-1]
         return self._open_generation()
 
+    def _pump(self) -> None:
+        """Send what waits to workers that are free."""
+        while self._queue and len(self._newest().calls) < self._workers:
+            call = self._queue.popleft()
+            if call.moves or call.set_running_or_notify_cancel():
+                self._send(call, self._newest())
+
+    def _send(self, call: _Call, generation: _Generation) -> None:
+        call.board = self._boards.pop() if self._boards else _shared()
+        if call.board is not None:
+            call.board.board.reset()
+        place = None if call.board is None else call.board.place
+        try:
+            inner = generation.executor.submit(_run, place, call.fn, call.args)
+        except (BrokenExecutor, RuntimeError):  # it broke just now
+            generation.over = True
+            self._take_back(call)
+            self._end_if_over(generation)
+            call.moves += 1
+            self._queue.appendleft(call)
+            return
+        generation.calls.add(call)
+        inner.add_done_callback(functools.partial(self._ended, generation, call))
+
     def _ended(self, generation: _Generation, call: _Call, inner: Future[Any]) -> None:
-        """In a thread of loky's, or whoever cancels."""
-        result = None
+        """In a thread of loky's."""
+        result, moved = None, False
+        error = inner.exception()
         with self._lock:
             generation.calls.discard(call)
-            error = ItemCancelled("it was cancelled") if inner.cancelled() else inner.exception()
-            moved = inner.cancelled() and not call.cancelled() and call.inner is not inner
-            if error is None:
-                result = inner.result()
-            elif isinstance(error, BrokenExecutor):
+            if isinstance(error, BrokenExecutor):
                 generation.over = True
                 generation.kill()
                 moved = self._move(call)
                 if not moved:
                     error = _lost(call, error)
-            if not moved and not call.given_up:
+            elif error is None:
+                result = inner.result()
+            if call.given_up:
+                self._discard_board(call)  # perhaps its worker is only just being killed
+            else:
                 self._take_back(call)
             self._end_if_over(generation)
-            if self._closed and not any(one.calls for one in self._generations):
-                self._close_boards()
+            self._pump()
+            self._end_if_drained()
         if not moved:
             _settle(call, result, error)
 
     def _move(self, call: _Call) -> bool:
         """To the next generation, if it had not begun."""
-        if self._closed or call.given_up or call.moves >= MOST_MOVES or call.board is None:
+        if call.given_up or call.moves >= MOST_MOVES or call.board is None:
             return False
         if call.board.board.state()[0] != _board.NOT_BEGUN:
             return False
         call.moves += 1
-        self._send(call)
+        self._queue.appendleft(call)
         return True
 
     def _take_back(self, call: _Call) -> None:
         """Its worker is done with the board, or will never have it."""
         board, call.board = call.board, None
         if board is not None:
-            if self._closed:
-                board.close()
-            else:
-                self._boards.append(board)
+            self._boards.append(board)
 
     def _end_if_over(self, generation: _Generation) -> None:
         """End a generation that takes no calls, once none of its calls is waited for."""
@@ -193,45 +208,45 @@ class JoblibExecutor:
             self._ends = [one for one in self._ends if one.is_alive()] + [end]
             end.start()
 
+    def _end_if_drained(self) -> None:
+        if self._closed and not self._queue:
+            for generation in list(self._generations):
+                generation.over = True
+                self._end_if_over(generation)
+            if not self._generations:
+                while self._boards:
+                    self._boards.pop().close()
+                self._drained.set()
+
     def _end(self, generation: _Generation) -> None:
         stuck = list(generation.calls)
         try:
-            if stuck:
-                # loky's own way stumbles over futures that were cancelled, and then hangs.
-                generation.kill()
-            generation.executor.shutdown(wait=True)
+            generation.executor.shutdown(wait=True, kill_workers=bool(stuck))
         except Exception:  # noqa: BLE001  # loky's own affairs; its workers watch their parent
             logger.debug("a loky executor ended badly", exc_info=True)
         for call in stuck:
             _settle(call, error=ItemCancelled("its engine was closed"))
         with self._lock:
             for call in stuck:
-                if call.board is not None:
-                    call.board.close()
-                    call.board = None
-            if self._closed and not self._generations:
-                self._close_boards()
+                self._discard_board(call)
 
-    def _close_boards(self) -> None:
-        while self._boards:
-            self._boards.pop().close()
+    def _discard_board(self, call: _Call) -> None:
+        board, call.board = call.board, None
+        if board is not None:
+            board.close()
 
 
 class _Call(Future[Any]):
     """A call on its way through one generation or more."""
 
-    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], board: _Shared | None) -> None:
+    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
         super().__init__()
         self.fn = fn
         self.args = args
-        self.board = board
-        self.inner: Future[Any] | None = None
+        self.board: _Shared | None = None
         self.moves = 0
+        """Generations that broke before it had begun."""
         self.given_up = False
-
-    def cancel(self) -> bool:
-        """Only while it waits in loky's queue."""
-        return (self.inner is None or self.inner.cancel()) and super().cancel()
 
 
 class _Generation:

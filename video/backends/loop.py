@@ -138,14 +138,19 @@ async def run_coroutines(
     seconds: list[float] = []
     errors: list[tuple[int, BaseException, str]] = []
     positions: list[int] = []
+    giving_up = False
 
     async def run(position: int, item: Any) -> None:
         start = clock()
         value = None
         try:
             value = await task(item)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # a cancellation must pass
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # it belongs to the item
             errors.append((len(values), error, ""))
+        except asyncio.CancelledError as error:
+            if giving_up or len(items) == 1:
+                raise  # we are cancelled
+            errors.append((len(values), error, ""))  # the task raised it by itself
         values.append(value)
         seconds.append(clock() - start)
         positions.append(position)
@@ -187,6 +192,7 @@ async def run_coroutines(
     try:
         await done
     finally:
+        giving_up = True
         for one in tasks:
             one.cancel()
     return Ran([], [], [], ())
