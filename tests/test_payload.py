@@ -75,13 +75,13 @@ def test_a_read_only_array_stays_so(runner: Runner) -> None:
 
 def test_results_that_are_kept_are_never_overwritten(runner: Runner) -> None:
     """More of them than the worker may have lent out at a time."""
-    outcomes = runner.map(lambda n: np.full(20_000, n), range(2 * MOST_MAPPED))
+    outcomes = runner.map(lambda n: np.full(50_000, n), range(2 * MOST_MAPPED))
     assert [int(one.unwrap().min()) for one in outcomes] == list(range(2 * MOST_MAPPED))
     assert [int(one.unwrap().max()) for one in outcomes] == list(range(2 * MOST_MAPPED))
 
 
 def test_many_frames_of_mixed_sizes_keep_their_order(ends: tuple[Wire, Wire]) -> None:
-    arrays = [np.full(size, number) for number, size in enumerate([1, 50_000, 0, 9, 200_000, 30])]
+    arrays = [np.full(size, number) for number, size in enumerate([1, 80_000, 0, 9, 200_000, 30])]
     got = cross(*ends, (arrays, "end"))
     assert got[1] == "end"
     assert all(np.array_equal(mine, theirs) for mine, theirs in zip(arrays, got[0], strict=True))
@@ -90,7 +90,7 @@ def test_many_frames_of_mixed_sizes_keep_their_order(ends: tuple[Wire, Wire]) ->
 def test_messages_that_arrive_together_are_told_apart(ends: tuple[Wire, Wire]) -> None:
     one, other = ends
     for number in range(5):
-        packed = _pickling.pack(np.full(30_000, number))
+        packed = _pickling.pack(np.full(50_000, number))
         one.send(b"a", packed.body, packed.buffers)
         one.send(b"b", bytes([number]))
     for number in range(5):
@@ -117,7 +117,7 @@ def test_a_segment_is_used_again_when_nothing_refers_to_it(ends: tuple[Wire, Wir
 def test_segments_cost_a_bounded_number_of_descriptors(ends: tuple[Wire, Wire]) -> None:
     one, other = ends
     before = open_files()
-    kept = [cross(one, other, np.full(20_000, number)) for number in range(2 * MOST_MAPPED)]
+    kept = [cross(one, other, np.full(50_000, number)) for number in range(2 * MOST_MAPPED)]
     assert open_files() <= before + MOST_LENT + MOST_MAPPED
     assert [int(array[0]) for array in kept] == list(range(2 * MOST_MAPPED))
 

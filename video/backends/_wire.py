@@ -4,7 +4,7 @@ A small message is one `send`, and mostly one `recv`. What is large (arrays by p
 bodies) goes through a segment of shared memory instead, whose descriptor travels with the message: one
 copy in, none out, since the receiver maps it and what it unpickles lives in the mapping. When that is
 garbage, the segment's token goes back with the next message, and the sender uses the segment again; a new
-one costs three times as much, for the kernel must clear it (benchmarks/bench_payload.py).
+one costs up to a third more, for the kernel must clear it (benchmarks/bench_payload.py).
 
 Segments have no names, so nothing is left behind however a process ends, and they do not depend on the
 size of /dev/shm. Where there is no memory for one, the message takes the socket.
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-SEGMENT_BYTES = 1 << 16
-"""From here on the segment is faster than the socket (benchmarks/bench_payload.py)."""
+SEGMENT_BYTES = 1 << 18
+"""From here on the segment is faster than the socket, by a third at 1 MB (benchmarks/bench_payload.py)."""
 READ_BYTES = 1 << 16
 MOST_LENT = 8
 """Segments that one receiver may keep before more are for a single use: each is an open descriptor."""
