@@ -1,0 +1,126 @@
+"""Starts fault programs, with a bound on every wait, and ends whatever they leave running."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from tests.faults.census import living
+
+Facts: TypeAlias = dict[str, Any]
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 60.0
+FAULT_SECONDS = 60.0
+"""A fault that takes longer hangs; its program is then made to say where its threads are."""
+
+
+class Program:
+    """A running program in a session, and with a temporary folder, of its own."""
+
+    def __init__(self, engine: str, *arguments: str) -> None:
+        self._room = Path(tempfile.mkdtemp(prefix="video-faults-"))
+        temporary, marks = self._room / "tmp", self._room / "marks"
+        temporary.mkdir()
+        marks.mkdir()
+        self.sign = {"TMPDIR": str(temporary)}
+        """Is in the environment of all that descends from it."""
+        self._errors = self._room / "errors"
+        with self._errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.program", engine, *arguments, "--folder", str(marks)],
+                cwd=ROOT,
+                env=os.environ | self.sign | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+            )
+        self._lines: queue.SimpleQueue[Facts | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with contextlib.suppress(ValueError):
+                self._lines.put(json.loads(line))
+        self._lines.put(None)
+
+    def next(self, seconds: float) -> Facts | None:
+        """What it says next; None: it has ended, or it says nothing for so long."""
+        with contextlib.suppress(queue.Empty):
+            return self._lines.get(timeout=seconds)
+        return None
+
+    def errors(self) -> str:
+        return self._errors.read_text(errors="replace")[-6000:]
+
+    def living(self) -> dict[int, str]:
+        """Processes that descend from it, itself among them."""
+        return living(self.sign)
+
+    def close(self) -> str:
+        """End it and all that descends from it, and say what it wrote to standard error."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGABRT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
+        while left := self.living():
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        errors = self.errors()
+        shutil.rmtree(self._room)
+        return errors
+
+
+@contextlib.contextmanager
+def started(engine: str, *arguments: str) -> Iterator[Program]:
+    program = Program(engine, *arguments)
+    try:
+        yield program
+    finally:
+        program.close()
+
+
+def run(engine: str, faults: Sequence[str], repeats: int = 1) -> dict[str, list[Facts]]:
+    """Facts of each fault, as often as it is repeated. One that hangs, or ends its program, says so in its
+    last facts, and the others run in another program."""
+    facts: dict[str, list[Facts]] = {fault: [] for fault in faults}
+    left = list(faults)
+    while left:
+        program = Program(engine, *left, "--repeats", str(repeats))
+        one = program.next(START_SECONDS)
+        while left and one is not None:
+            one = program.next(FAULT_SECONDS)
+            if one is None:
+                break
+            facts[one["fault"]].append(one)
+            if len(facts[left[0]]) == repeats:
+                left.pop(0)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            program.process.wait(0 if left else START_SECONDS)
+        code = program.process.poll()
+        errors = program.close()
+        if left:
+            ending = "hangs" if code is None else f"has ended its program with exit code {code}"
+            facts[left.pop(0)].append({"broken": f"{ending}\n{errors}"})
+        elif code:
+            facts[faults[-1]].append({"broken": f"its program ends with exit code {code}\n{errors}"})
+    return facts
