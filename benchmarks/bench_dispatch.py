@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -87,13 +88,20 @@ def others() -> Iterator[dict[str, Callable[..., Future[int]]]]:
 
 @pytest.fixture
 def client() -> Iterator[Any]:
-    """Of a cluster of two local processes, which both sides use."""
+    """Of a cluster of two local processes, which both sides use.
+
+    It sets variables in this process and leaves them there; one of them (MALLOC_TRIM_THRESHOLD_) doubles what
+    a large message costs in each child that is started later.
+    """
     import distributed
 
+    environment = dict(os.environ)
     with distributed.Client(
         n_workers=WORKERS, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
     ) as client:
         yield client
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 @pytest.fixture
