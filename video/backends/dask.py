@@ -1,12 +1,11 @@
 """A Dask cluster: the user's own, or one on this machine that starts and ends with the engine.
 
-    submit -> our loop --> scheduler --> worker: _run
+    submit -> our loop --> scheduler --> worker: run_call
     the call <- our thread <- our loop <-- answer; events of the call: TAKEN, BEGAN, ENDED, ...
 
 Everything that speaks to the cluster runs on one event loop: that of the user's client, or else one in a
 thread of ours. Answers are unpickled, and futures finished, in another thread, so that callbacks may block.
-A local cluster lives in a process of its own (`_Cluster` starts it, `main` is it): its logs, its environment
-and its workers' start-up then touch neither the caller's process nor his `__main__`.
+What a call does in its worker is in `_dask_call`, a cluster on this machine in `_dask_cluster`.
 
 The scheduler knows which worker has a call, not whether it has begun. So each call says so itself, by an
 event: its time limit starts when that arrives, by our own clock, and it names the worker for `kill`. A
@@ -23,27 +22,41 @@ import importlib.util
 import itertools
 import json
 import logging
-import multiprocessing
 import os
-import pickle
 import queue
-import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-import traceback
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, ClassVar
 
 import video.scope as scope
 from video.backends import _pickling
-from video.backends._worker import thread_environment
-from video.backends.base import ChunkLost, Ran, Traits, arrived, portable
+from video.backends._dask_call import (
+    BEGAN,
+    BROKEN,
+    DONE,
+    ENDED,
+    FAILED,
+    GONE,
+    GRACE_SECONDS,
+    MADE,
+    REPORT,
+    TAKEN,
+    UNREADABLE,
+    Parcel,
+    end_call,
+    end_worker,
+    forget_topic,
+    hooks_plugin,
+    parcel_of,
+    run_call,
+)
+from video.backends._dask_cluster import LEAVE_SECONDS, Cluster
+from video.backends.base import ChunkLost, Ran, Traits, arrived
 from video.config import ParallelConfig
 from video.errors import BackendUnavailable, ConfigError, NotPicklable, RemoteTraceback, WorkerDied
 
@@ -52,19 +65,11 @@ if importlib.util.find_spec("distributed") is None:  # to import it takes 0.3 s,
 
 CONNECT_SECONDS = 5.0
 """How long a scheduler may take to answer at first."""
-START_SECONDS = 60.0
-"""How long a local cluster may take to start, on a busy machine."""
 LOST_SECONDS = 10.0
 """A cluster whose scheduler is silent, or which lost all its workers, is given up after this long."""
 NO_WORKER_SECONDS = 60.0
 """The same for one that never had a worker: it may be starting some for us."""
 WATCH_SECONDS = 1.0
-LEAVE_SECONDS = 5.0
-"""How long each step of closing may take before the next is tried all the same."""
-GRACE_SECONDS = 0.5
-"""How long a call that is given up may take to end by itself, before its worker is killed."""
-ORPHAN_SECONDS = 1.5
-"""How long the calls of a killed program may take to end, and to remove their unfinished files."""
 STOP_SECONDS = 2.0
 """A worker that does not answer for this long is stuck in foreign code; its nanny then kills it."""
 LOAD_SECONDS = 60.0
@@ -77,408 +82,6 @@ SEND_SECONDS = 0.002
 """Our client's pause between messages. With its own, 10 ms, 30 short calls took 160 ms instead of 110."""
 MOST_RESENT = 3
 """How often a call may lose its worker before it began, until that is taken for its own fault."""
-
-TAKEN, BEGAN, ENDED, REPORT, MADE, GONE = range(6)
-"""Events of a call: its worker has it; all that it needs is imported; its result is on its way; how far it
-is; a file that is unfinished, or no longer."""
-DONE, FAILED, UNREADABLE, BROKEN = range(4)
-"""Answers: a result; an error; the call did not unpickle; the worker's initializer failed."""
-
-
-class _Parcel:
-    """Something pickled, and the large buffers that were left out of the pickle: the cluster's connections
-    carry those without a copy, each time that it travels.
-
-    :param what: of an answer, what it is.
-    """
-
-    __slots__ = ("body", "buffers", "what")
-
-    def __init__(self, what: int, body: bytes, buffers: Sequence[Any] = ()) -> None:
-        self.what = what
-        self.body = body
-        self.buffers = buffers
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Parcel, (self.what, self.body, [pickle.PickleBuffer(buffer) for buffer in self.buffers])
-
-    def __sizeof__(self) -> int:  # by this the scheduler judges what a transfer costs
-        return len(self.body) + sum(memoryview(buffer).nbytes for buffer in self.buffers)
-
-    def open(self) -> Any:
-        return pickle.loads(self.body, buffers=self.buffers)  # noqa: S301  # our own processes' bytes
-
-
-def _packed(what: int, value: Any) -> _Parcel:
-    """
-    :raises NotPicklable: with the reason.
-    """
-    buffers: list[pickle.PickleBuffer] = []
-    try:
-        return _Parcel(what, pickle.dumps(value, protocol=5, buffer_callback=buffers.append), buffers)
-    except Exception:  # noqa: BLE001  # pickling runs foreign code, which may raise anything
-        return _Parcel(what, _pickling.dumps_by_value(value))
-
-
-# In a worker
-
-
-class _Hooks:
-    """Initializer and finalizer in one worker process."""
-
-    def __init__(self, packed: bytes) -> None:
-        self._packed = packed
-        self._lock = threading.Lock()
-        self._error: BaseException | None = None
-        self._finalizer: Callable[[], object] | None = None
-        self._ready = False
-
-    def prepare(self) -> None:
-        """Run the initializer, once, in the thread of the first call: what it sets up may belong to that
-        thread. Raises what it raised, again for each call."""
-        with self._lock:
-            if not self._ready:
-                self._ready = True
-                try:
-                    initializer, self._finalizer = _pickling.loads(self._packed)
-                    if initializer is not None:
-                        initializer()
-                except BaseException as error:  # noqa: BLE001  # whatever it raises, the caller is to know
-                    self._error, self._finalizer = error, None
-            if self._error is not None:
-                raise self._error
-
-    def leave(self) -> None:
-        if self._finalizer is not None:
-            try:
-                self._finalizer()
-            except BaseException:  # it must not keep the worker from leaving
-                logging.getLogger("video").exception("the finalizer of a worker failed")
-
-
-_hooks: dict[str, _Hooks] = {}
-_running: dict[tuple[str, int], _Slot] = {}
-"""The calls that this worker runs."""
-
-
-def _plugin(topic: str, packed: bytes) -> Any:
-    """What brings the hooks into each worker, also into those that come later."""
-    distributed = importlib.import_module("distributed")
-
-    class VideoHooks(distributed.WorkerPlugin):  # type: ignore[name-defined,misc]  # imported when needed
-        # The class travels by value, so its methods must fetch the module's variables.
-        def setup(self, worker: Any) -> None:
-            from video.backends import dask
-
-            dask._hooks[topic] = dask._Hooks(packed)
-
-        def teardown(self, worker: Any) -> None:
-            from video.backends import dask
-
-            if (hooks := dask._hooks.pop(topic, None)) is not None:
-                hooks.leave()
-
-    return VideoHooks()
-
-
-class _Cancelled(threading.Event):
-    """Also set once the scheduler has withdrawn the task, as it does when the caller's process is gone."""
-
-    def __init__(self, worker: Any) -> None:
-        super().__init__()
-        self._tasks = worker.state.tasks
-        self._key = worker.get_current_task()
-
-    def is_set(self) -> bool:
-        task = self._tasks.get(self._key)
-        return super().is_set() or (task is not None and task.state == "cancelled")
-
-
-class _Slot(scope.Slot):
-    """A call's place in a worker."""
-
-    __slots__ = ("files",)
-
-    def __init__(self, worker: Any, tell: Callable[..., None]) -> None:
-        self.files: set[str] = set()
-
-        def declare(path: str, unfinished: bool) -> None:
-            (self.files.add if unfinished else self.files.discard)(path)
-            tell(MADE if unfinished else GONE, path)
-
-        super().__init__(
-            cancelled=_Cancelled(worker), declare=declare, listener=functools.partial(tell, REPORT)
-        )
-
-
-def _run(about: tuple[str, int, bool, bool], call: _Parcel | bytes) -> _Parcel:
-    """A task of the cluster: one call. It never raises, so that what does is the cluster's fault."""
-    topic, number, timed, hooked = about
-    worker = importlib.import_module("distributed").get_worker()
-
-    def tell(what: int, *more: Any) -> None:
-        worker.log_event(topic, (what, number, *more))
-
-    slot = _Slot(worker, tell)
-    _running[topic, number] = slot
-    try:
-        tell(TAKEN, worker.contact_address or worker.address)
-        if hooked and (hooks := _hooks.get(topic)) is not None:
-            try:
-                hooks.prepare()
-            except BaseException as error:  # noqa: BLE001  # as in `prepare`
-                return _packed(BROKEN, portable(error))
-        try:
-            fn, args = _pickling.loads(call) if isinstance(call, bytes) else call.open()
-        except BaseException:  # noqa: BLE001  # unpickling runs foreign code, which may raise anything
-            return _Parcel(UNREADABLE, traceback.format_exc().encode("utf-8", "replace"))
-        del call
-        if timed:
-            tell(BEGAN)
-        try:
-            with scope.entered(slot):
-                result = fn(*args)
-        except BaseException as error:  # noqa: BLE001  # a call must not end its worker by raising
-            return _packed(FAILED, portable(error))
-        if timed:
-            tell(ENDED)
-        return _packed_result(result)
-    finally:
-        del _running[topic, number]
-
-
-def _packed_result(result: Any) -> _Parcel:
-    if isinstance(result, Ran) and result.errors:
-        errors = [
-            (place, *((error, text) if text else portable(error))) for place, error, text in result.errors
-        ]
-        result = result._replace(errors=errors)
-    try:
-        return _packed(DONE, result)
-    except NotPicklable as error:
-        if isinstance(result, Ran):
-            return _packed(DONE, _without_unpicklable(result))
-        return _packed(FAILED, portable(error))
-
-
-def _without_unpicklable(ran: Ran) -> Ran:
-    """`ran` with each value that cannot be pickled replaced by an error of its own item."""
-    values, errors = list(ran.values), list(ran.errors)
-    for place, value in enumerate(values):
-        try:
-            _pickling.dumps(value)
-        except NotPicklable as error:
-            values[place] = None
-            errors.append((place, error, ""))
-    return ran._replace(values=values, errors=sorted(errors, key=lambda one: one[0]))
-
-
-async def _end_call(topic: str, number: int, dask_worker: Any) -> None:
-    """Make a call end, if it still runs: it may do so by itself, or else ends with its worker.
-
-    Runs on the worker's event loop, which alone starts tasks: between the look at the call and the kill no
-    other call can have begun.
-    """
-    slot = _running.get((topic, number))
-    if slot is None:
-        return
-    slot.cancelled.set()
-    deadline = time.monotonic() + GRACE_SECONDS
-    while time.monotonic() < deadline:
-        await asyncio.sleep(0.02)
-        if (topic, number) not in _running:
-            return
-    if dask_worker.nanny is not None:  # without one, nobody would start it again
-        for path in list(slot.files):
-            scope.remove(path)
-        _kill_tree(os.getpid())
-
-
-def _end_worker(address: str, dask_worker: Any) -> None:
-    """In a nanny: kill its worker, if it is still that one."""
-    if dask_worker.worker_address == address and dask_worker.pid:
-        _kill_tree(dask_worker.pid)
-
-
-def _kill_tree(pid: int) -> None:
-    """Kill a process and its children (ffmpeg), itself last."""
-    psutil = importlib.import_module("psutil")  # comes with distributed
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for one in (*process.children(recursive=True), process):
-            with contextlib.suppress(psutil.Error):
-                one.kill()
-
-
-def _forget_topic(topic: str, dask_scheduler: Any) -> None:
-    """In a scheduler: the last events of each topic are kept for ever."""
-    dask_scheduler._broker._topics.pop(topic, None)
-
-
-# A cluster on this machine
-
-PROGRAM = "__import__('sys').path[:] = __import__('json').loads(__import__('sys').argv[1]); "
-PROGRAM += "__import__('video.backends.dask', fromlist=['main']).main()"
-"""A `__main__` without a file: the workers have nothing to import again."""
-ADDRESS_FILE = "cluster.json"
-FORKSERVER = sys.platform == "linux"
-"""A worker then starts in a few hundredths of a second, also after a kill."""
-
-
-class _Cluster:
-    """The process that holds a local cluster, seen from ours."""
-
-    def __init__(self, workers: int, threads: int) -> None:
-        self._folder = tempfile.mkdtemp(prefix="video-dask-")
-        path = [os.path.abspath(entry) for entry in sys.path]
-        try:
-            self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and program
-                [
-                    sys.executable,
-                    "-c",
-                    PROGRAM,
-                    json.dumps(path),
-                    self._folder,
-                    str(workers),
-                    str(os.getpid()),
-                ],
-                stdin=subprocess.PIPE,
-                env=os.environ | thread_environment(threads, dict(os.environ)),
-                start_new_session=True,  # Ctrl-C is ours to handle; and so the whole can be killed at once
-            )
-        except OSError as error:
-            scope.remove(self._folder)
-            raise BackendUnavailable(f"the cluster cannot start ({error})", subject="dask") from error
-
-    async def address(self) -> str:
-        """Once all workers are there."""
-        place = Path(self._folder, ADDRESS_FILE)
-        deadline = time.monotonic() + START_SECONDS
-        while not place.exists():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise BackendUnavailable(
-                    "the local cluster does not start", subject="dask", cure="Use the process engine."
-                )
-            await asyncio.sleep(0.005)
-        told = json.loads(place.read_text("utf-8"))
-        if "error" in told:
-            raise BackendUnavailable(
-                f"the local cluster does not start ({told['error']})",
-                subject="dask",
-                cure="Use the process engine.",
-            )
-        return str(told["address"])
-
-    def end(self) -> None:
-        """End all its processes, at the latest after a few seconds by force."""
-        process = self._process
-        assert process.stdin is not None
-        with contextlib.suppress(OSError):
-            process.stdin.write(b"q")  # the pipe's end alone would not do: a forked child may hold it open
-            process.stdin.flush()
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        try:
-            process.wait(LEAVE_SECONDS + GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        self._kill_rest()
-        scope.remove(self._folder)
-
-    def _kill_rest(self) -> None:
-        """What is left of its session."""
-        if hasattr(os, "killpg"):
-            with contextlib.suppress(OSError):  # there is no such group any more
-                if self._process.returncode != 0:
-                    os.killpg(self._process.pid, 0)
-                    time.sleep(GRACE_SECONDS)  # Python's resource tracker cleans up after what was killed
-                os.killpg(self._process.pid, signal.SIGKILL)
-
-
-def main() -> None:
-    """Of the process that holds a local cluster."""
-    folder, workers, parent = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    if FORKSERVER:
-        # Started first, so that it imports what the workers need while this process does.
-        multiprocessing.set_forkserver_preload(["distributed", "distributed.nanny", "video.backends.dask"])
-        importlib.import_module("multiprocessing.forkserver").ensure_running()
-    try:
-        asyncio.run(_hold_cluster(folder, workers, parent))
-    except Exception as error:  # noqa: BLE001  # the parent says it
-        _publish(folder, error=f"{type(error).__name__}: {error}")
-    if os.getppid() != parent:
-        scope.remove(str(folder))
-
-
-def _publish(folder: Path, **told: str) -> None:
-    draft = folder / "draft.json"
-    draft.write_text(json.dumps(told), "utf-8")
-    draft.rename(folder / ADDRESS_FILE)  # whole or not at all
-
-
-async def _hold_cluster(folder: Path, workers: int, parent: int) -> None:
-    leave = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for wait in (_read_order, functools.partial(_await_orphanhood, parent)):
-        threading.Thread(target=_then, args=(wait, loop, leave.set), daemon=True).start()
-    importlib.import_module("dask").config.set(
-        {
-            "distributed.scheduler.allowed-failures": 0,
-            "distributed.scheduler.worker-saturation": 1.0,
-            "distributed.scheduler.http.routes": [],
-            "distributed.worker.http.routes": [],
-            "distributed.worker.daemon": False,  # items may use multiprocessing
-            "distributed.worker.profile.enabled": False,
-            "distributed.worker.multiprocessing-method": "forkserver" if FORKSERVER else "spawn",
-        }
-    )
-    distributed = importlib.import_module("distributed")
-    local = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
-    worker = local | {
-        "nthreads": 1,
-        "memory_limit": 0,  # what the items hold is not Dask's to judge
-        "local_directory": str(folder),
-        "silence_logs": logging.CRITICAL,
-    }
-    cluster = await distributed.SpecCluster(
-        scheduler={"cls": distributed.Scheduler, "options": local | {"port": 0}},
-        workers={number: {"cls": distributed.Nanny, "options": worker} for number in range(workers)},
-        asynchronous=True,
-        silence_logs=logging.CRITICAL,
-    )
-    try:
-        _publish(folder, address=cluster.scheduler_address)
-        await leave.wait()
-        if os.getppid() != parent:
-            # The scheduler has seen its client go, and withdrawn the calls.
-            await asyncio.sleep(ORPHAN_SECONDS)
-    finally:
-        for nanny in cluster.workers.values():
-            nanny.close_gracefully()  # it shall not start another
-            if nanny.pid:
-                _kill_tree(nanny.pid)
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(cluster.close(), LEAVE_SECONDS)
-
-
-def _then(wait: Callable[[], object], loop: asyncio.AbstractEventLoop, act: Callable[[], object]) -> None:
-    wait()
-    with contextlib.suppress(RuntimeError):  # the loop has ended already
-        loop.call_soon_threadsafe(act)
-
-
-def _read_order() -> None:
-    """Any byte is the order to leave, and so is the end of the pipe."""
-    sys.stdin.buffer.read(1)
-
-
-def _await_orphanhood(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-
-
-# In the caller's process
 
 
 class _Quiet(logging.Filter):
@@ -511,7 +114,7 @@ class _Call(Future[Any]):
     def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
         super().__init__()
         self.call: tuple[Callable[..., Any], tuple[Any, ...]] | None = (fn, args)
-        self.packed: _Parcel | bytes = b""
+        self.packed: Parcel | bytes = b""
         self.by_value = False
         self.number = -1
         """Of its last sending."""
@@ -553,7 +156,7 @@ class DaskExecutor:
         self._hooks = b""
         if config.initializer is not None or config.finalizer is not None:
             self._hooks = _pickling.dumps_by_value((config.initializer, config.finalizer))
-        self._cluster: _Cluster | None = None
+        self._cluster: Cluster | None = None
         if config.cluster is None and _address(None) is None:
             self._cluster = self._start_cluster()  # at once: it imports the same as we do next, beside us
         self._distributed: Any = importlib.import_module("distributed")
@@ -610,7 +213,7 @@ class DaskExecutor:
             self._calls.add(call)
         call.add_done_callback(self._over)
         try:
-            call.packed = _sized(_packed(DONE, call.call))
+            call.packed = _sized(parcel_of(DONE, call.call))
         except NotPicklable as error:
             call.finish(None, error)
             return call
@@ -661,7 +264,7 @@ class DaskExecutor:
                 act()
             del act
 
-    def _settle(self, call: _Call, answer: _Parcel | None, error: BaseException | None) -> None:
+    def _settle(self, call: _Call, answer: Parcel | None, error: BaseException | None) -> None:
         value = None
         if answer is not None:
             try:
@@ -683,7 +286,7 @@ class DaskExecutor:
             return False
         call.by_value = True
         try:
-            call.packed = _sized(_Parcel(DONE, _pickling.dumps_by_value(call.call)))
+            call.packed = _sized(Parcel(DONE, _pickling.dumps_by_value(call.call)))
             self._loop.call_soon_threadsafe(self._send, call)
         except (NotPicklable, RuntimeError):
             return False
@@ -711,7 +314,7 @@ class DaskExecutor:
         else:
             self._send(call)
 
-    async def _send_large(self, call: _Call, packed: _Parcel) -> None:
+    async def _send_large(self, call: _Call, packed: Parcel) -> None:
         self._sending.add(call)
         self._watch_calls()
         try:
@@ -723,7 +326,7 @@ class DaskExecutor:
         finally:
             self._sending.discard(call)
 
-    async def _placed(self, packed: _Parcel) -> Any:
+    async def _placed(self, packed: Parcel) -> Any:
         """The call's data, on a worker."""
         for _ in range(MOST_RESENT):
             with contextlib.suppress(OSError):  # a worker that died a moment ago is still offered
@@ -742,7 +345,7 @@ class DaskExecutor:
         about = (self._topic, number, self._config.timeout is not None, bool(self._hooks))
         try:
             # One group of keys: so the scheduler keeps back what no worker is free for.
-            call.remote = self._client.submit(_run, about, data, key=(self._topic, number), pure=False)
+            call.remote = self._client.submit(run_call, about, data, key=(self._topic, number), pure=False)
         except Exception as error:  # noqa: BLE001  # distributed's or the network's
             self._answer(call, None, _unavailable(f"its scheduler is lost ({_words(error)})"))
             return
@@ -751,7 +354,7 @@ class DaskExecutor:
         self._watch_calls()
 
     async def _collect(self, call: _Call, number: int, remote: Any) -> None:
-        answer: _Parcel | None = None
+        answer: Parcel | None = None
         error: Exception | None = None
         try:
             answer = await remote
@@ -765,7 +368,7 @@ class DaskExecutor:
                 self._conclude(call, answer, error)
             remote.release()
 
-    def _conclude(self, call: _Call, answer: _Parcel | None, error: Exception | None) -> None:
+    def _conclude(self, call: _Call, answer: Parcel | None, error: Exception | None) -> None:
         call.remote = None
         if error is not None and not isinstance(error, BackendUnavailable):
             error = self._judged(call, error)
@@ -803,7 +406,7 @@ class DaskExecutor:
             )
         return _unavailable(f"it cannot run the call ({_words(error)})")
 
-    def _answer(self, call: _Call, answer: _Parcel | None, error: BaseException | None) -> None:
+    def _answer(self, call: _Call, answer: Parcel | None, error: BaseException | None) -> None:
         self._outbox.put(functools.partial(self._settle, call, answer, error))
 
     def _hear(self, event: tuple[float, tuple[Any, ...]]) -> None:
@@ -864,9 +467,9 @@ class DaskExecutor:
         run = functools.partial(self._client.run, workers=[address], on_error="ignore")
         with contextlib.suppress(Exception):  # a worker, or a scheduler, that is gone
             try:
-                await asyncio.wait_for(run(_end_call, self._topic, number), GRACE_SECONDS + STOP_SECONDS)
+                await asyncio.wait_for(run(end_call, self._topic, number), GRACE_SECONDS + STOP_SECONDS)
             except TimeoutError:
-                await asyncio.wait_for(run(_end_worker, address, nanny=True), LEAVE_SECONDS)
+                await asyncio.wait_for(run(end_worker, address, nanny=True), LEAVE_SECONDS)
         self._clear_away(number)
 
     def _clear_away(self, number: int) -> None:
@@ -927,7 +530,7 @@ class DaskExecutor:
             self._had_workers = bool(await asyncio.wait_for(self._client.nthreads(), CONNECT_SECONDS))
             self._client.subscribe_topic(self._topic, self._hear)
             if self._hooks:
-                plugin = _plugin(self._topic, self._hooks)
+                plugin = hooks_plugin(self._topic, self._hooks)
                 await asyncio.wait_for(
                     self._client.register_plugin(plugin, name=self._topic), CONNECT_SECONDS
                 )
@@ -980,7 +583,7 @@ class DaskExecutor:
                     await asyncio.wait_for(client.unregister_worker_plugin(self._topic), LEAVE_SECONDS)
             if self._cluster is None:
                 with contextlib.suppress(Exception):
-                    await asyncio.wait_for(client.run_on_scheduler(_forget_topic, self._topic), LEAVE_SECONDS)
+                    await asyncio.wait_for(client.run_on_scheduler(forget_topic, self._topic), LEAVE_SECONDS)
                     await asyncio.sleep(0.05)  # a client logs an error of events that it has no handler for
                     client._event_handlers.pop(self._topic, None)
         for task in self._tasks:
@@ -999,9 +602,9 @@ class DaskExecutor:
 
     # Processes and threads
 
-    def _start_cluster(self) -> _Cluster:
+    def _start_cluster(self) -> Cluster:
         threads = self._config.threads_per_worker or max(1, scope.usable_cpus() // self._workers)
-        return _Cluster(self._workers, threads)
+        return Cluster(self._workers, threads)
 
     def _start_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
@@ -1102,7 +705,7 @@ def _address(cluster: Any) -> str | None:
         ) from error
 
 
-def _sized(parcel: _Parcel) -> _Parcel | bytes:
+def _sized(parcel: Parcel) -> Parcel | bytes:
     """Small calls travel in the task graph, and have all in one pickle."""
     if sys.getsizeof(parcel) > LARGE_BYTES:
         return parcel
@@ -1121,7 +724,7 @@ class _Unreadable(Exception):
         return error
 
 
-def _value(answer: _Parcel) -> Any:
+def _value(answer: Parcel) -> Any:
     """The result of a call; raises what it raised."""
     if answer.what == UNREADABLE:
         raise _Unreadable(bytes(answer.body).decode("utf-8", "replace"))
