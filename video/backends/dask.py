@@ -757,7 +757,7 @@ def _words(error: BaseException) -> str:
 
 class DaskBackend:
     traits: ClassVar[Traits] = Traits(
-        start=0.8, call=6e-3, own_gil=True, pickles=True, coroutines=False, kills=True, remote=True
+        start=0.9, call=4e-3, own_gil=True, pickles=True, coroutines=False, kills=True, remote=True
     )
 
     def __init__(self, config: ParallelConfig) -> None:
