@@ -35,6 +35,8 @@ Running = dict[int, tuple[int, float] | None]
 class Sizes(ChunkSizes):
     """Chunks of a size that the test says."""
 
+    known = True
+
     def __init__(self, size: int) -> None:
         super().__init__(size, 1)
         self.size = size
@@ -221,6 +223,15 @@ def test_without_a_lookahead_as_much_is_drawn_as_keeps_the_workers_busy() -> Non
     while reducer.next_lease(0):
         lease(reducer)
     assert reducer.drawn == plan.usual_lookahead(2, 4)
+
+
+def test_until_a_time_is_known_each_worker_has_one_chunk() -> None:
+    reducer = Reducer(Rules(width=2, most_leases=8, lookahead=100), ChunkSizes(64, 2), None)
+    first, _ = lease(reducer), lease(reducer)
+    assert reducer.next_lease(0) == 0
+    answer(reducer, first)
+    assert reducer.next_lease(0) == 1  # of long items; but there may be eight by now
+    lease(reducer), lease(reducer)
 
 
 def test_an_engine_never_has_more_leases_than_it_may() -> None:

@@ -112,6 +112,11 @@ class ChunkSizes:
         self._mean: float | None = None
         self._square = 0.0
 
+    @property
+    def known(self) -> bool:
+        """There is nothing to learn, or something has been learnt."""
+        return self.limit == 1 or self._mean is not None
+
     def observe(self, seconds: Sequence[float]) -> None:
         """Learn from the item times of one finished chunk."""
         if self.limit == 1 or not seconds:

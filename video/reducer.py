@@ -139,7 +139,9 @@ class Reducer:
     def next_lease(self, now: float) -> Lease | int:
         """A chunk for the engine that has come back, or how many items to draw for a new one; 0: neither."""
         rules = self.rules
-        if self.failed is not None or len(self._leases) >= rules.most_leases:
+        # Until a time is known, chunks of one item would only fill the queue: dear where a call is (Dask).
+        most = rules.most_leases if self._sizes.known else min(rules.most_leases, rules.width)
+        if self.failed is not None or len(self._leases) >= most:
             return 0
         room = rules.width
         if rules.by_items:
