@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.faults.launch import Facts, run, started
-from tests.faults.program import AT, COUNT, FAULTS, LIMIT
+from tests.faults.program import AT, COUNT, FAULTS, IN_CHUNK, LIMIT
 from tests.waiting import until
 from video import registry
 from video.backends import _memory
@@ -288,24 +288,26 @@ def test_every_item_has_its_outcome_while_workers_are_killed_all_the_time(facts:
 
 @fault("death in a chunk", exact)
 def test_a_death_in_a_chunk_reruns_nothing_that_had_begun(facts: Facts) -> None:
-    assert failed(facts) == {200: "WorkerDied"}
-    assert wrong(facts) == [200]
+    assert failed(facts) == {IN_CHUNK: "WorkerDied"}
+    assert wrong(facts) == [IN_CHUNK]
     assert Counter(facts["starts"]) == dict.fromkeys(range(400), 1)
     assert {one["attempts"] for one in facts["outcomes"]} == {1}
 
 
 @fault("deaths in a chunk", exact)
 def test_an_item_that_kills_three_workers_is_quarantined_and_nobody_else_runs_twice(facts: Facts) -> None:
-    assert failed(facts) == {200: "Quarantined"}
-    assert wrong(facts) == [200]
-    assert Counter(facts["starts"]) == dict.fromkeys(range(400), 1) | {200: 3}
-    assert {one["index"]: one["attempts"] for one in facts["outcomes"] if one["attempts"] != 1} == {200: 3}
+    assert failed(facts) == {IN_CHUNK: "Quarantined"}
+    assert wrong(facts) == [IN_CHUNK]
+    assert Counter(facts["starts"]) == dict.fromkeys(range(400), 1) | {IN_CHUNK: 3}
+    assert {one["index"]: one["attempts"] for one in facts["outcomes"] if one["attempts"] != 1} == {
+        IN_CHUNK: 3
+    }
 
 
 @fault("overrun in a chunk", exact)
 def test_an_overrun_in_a_chunk_reruns_nothing_that_had_begun(facts: Facts) -> None:
-    assert failed(facts) == {200: "ItemTimeout"}
-    assert wrong(facts) == [200]
+    assert failed(facts) == {IN_CHUNK: "ItemTimeout"}
+    assert wrong(facts) == [IN_CHUNK]
     assert Counter(facts["starts"]) == dict.fromkeys(range(400), 1)
     assert {one["attempts"] for one in facts["outcomes"]} == {1}
 
@@ -424,8 +426,8 @@ def test_a_result_that_does_not_unpickle_fails_alone(facts: Facts) -> None:
 
 @fault("trap in a chunk", pickling)
 def test_a_result_that_does_not_unpickle_does_not_shift_others(facts: Facts) -> None:
-    assert wrong(facts) == [200]
-    assert failed(facts) == {200: "NotPicklable"}
+    assert wrong(facts) == [IN_CHUNK]
+    assert failed(facts) == {IN_CHUNK: "NotPicklable"}
 
 
 @fault("exception", everywhere)
@@ -618,7 +620,9 @@ def _holding(where: Callable[[Engine], bool], ways: tuple[str, ...]) -> Any:
             known = KNOWN.get((str(engine), f"held by {way}"))
             marks = [pytest.mark.slow] if engine.traits.start > SLOW_START else []
             marks += [pytest.mark.xfail(reason=known)] if known else []
-            cases.append(pytest.param(str(engine), way, marks=marks, id=f"{engine}-{way}"))
+            for repeat in range(REPEATS):
+                label = f"{engine}-{way}" if REPEATS == 1 else f"{engine}-{way}-{repeat}"
+                cases.append(pytest.param(str(engine), way, marks=marks, id=label))
     return pytest.mark.parametrize(("engine", "way"), cases)
 
 

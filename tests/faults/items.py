@@ -176,11 +176,11 @@ def odd(x: int) -> int:
     return 2 * x
 
 
-def trap_among_long_ones(x: int) -> Any:
+def trap_among_long_ones(at: int, x: int) -> Any:
     """Every eighth takes so long that its worker sends what it has."""
     if x % 8 == 5:
         time.sleep(0.005)
-    return Trap() if x == 200 else 2 * x
+    return Trap() if x == at else 2 * x
 
 
 # Marks on the disk, for the parent to see

@@ -46,6 +46,8 @@ LONG_COUNT = 120
 """Items of a batch that something else happens beside."""
 LARGE_BYTES = 200 * 2**20
 CHUNK = 64
+IN_CHUNK = 230
+"""An item far from the ends of its chunk, however the first ones were cut."""
 CONNECTIONS = 16
 """That Dask may open on demand and keep."""
 READY = "ready"
@@ -363,7 +365,7 @@ def _in_chunk(how: Callable[[], Any], **settings: Any) -> Fault:
         def use(runner: Runner) -> Facts:
             marks = lab.room()
             runner.map(lab.task(items.double), iter(range(1000)))
-            task = lab.task(items.noted, marks, how, 200)
+            task = lab.task(items.noted, marks, how, IN_CHUNK)
             outcomes = runner.map(task, iter(range(400)))
             starts = [int(line) for line in items.read(marks / "starts")]
             return told(outcomes, 400) | {"starts": starts}
@@ -378,7 +380,7 @@ def trap_in_a_chunk(lab: Lab) -> Facts:
 
     def use(runner: Runner) -> Facts:
         runner.map(lab.task(items.double), iter(range(1000)))
-        return told(runner.map(lab.task(items.trap_among_long_ones), iter(range(400))), 400)
+        return told(runner.map(lab.task(items.trap_among_long_ones, IN_CHUNK), iter(range(400))), 400)
 
     return lab.watch(use, chunk_size=CHUNK)
 
