@@ -126,7 +126,14 @@ def run_packed(task: Callable[[Any], Any], items: bytes, threads: int, levels: d
     forwarding = _forward.Forwarding(notes.append, levels)
     forwarding.start()
     try:
-        ran = run_chunk(task, _pickling.loads(items), threads)
+        try:
+            unpacked = _pickling.loads(items)
+        except Exception as error:
+            raise NotPicklable(
+                f"does not unpickle in a worker process ({type(error).__name__}: {error})",
+                cure="Pass plain data such as paths, or use the thread engine.",
+            ) from error
+        ran = run_chunk(task, unpacked, threads)
     finally:
         forwarding.stop()
     errors = [
