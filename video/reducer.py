@@ -248,7 +248,8 @@ class Reducer:
                 # What has not begun cannot begin before now.
                 position, start = running.get(lease.number) or (0, now)
                 if now - start < timeout:
-                    lease.due = start + timeout
+                    # A start that is put off (it still loads) is no promise: it may begin at any time.
+                    lease.due = min(start, now) + timeout
                 else:
                     # One that was cancelled before it began is to be stopped all the same, and so is a
                     # worker that has ended its last item and cannot get rid of the results.
