@@ -106,14 +106,8 @@ def ours(engine: Engine) -> bool:
 
 
 KNOWN = {
-    ("async:coroutines", "odd exceptions"): "hangs: a coroutine that raises GeneratorExit has no outcome",
-    ("async:coroutines", "cancels itself"): "hangs: a coroutine that is cancelled by others has no outcome",
     ("async:coroutines", "spin"): "a coroutine that blocks the loop uses up its neighbours' time, too",
     ("async:coroutines", "sleep"): "a coroutine that blocks the loop uses up its neighbours' time, too",
-    (
-        "process",
-        "fork",
-    ): "where the child leaves the batch that it inherited, the parent's workers are killed",
     (
         "process:spawn",
         "held by lock",

@@ -174,3 +174,15 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     program.kill()
     program.wait()
     until(lambda: not any(alive(worker) for worker in workers), seconds=5)
+
+
+def test_a_program_that_ends_with_calls_waiting_does_end() -> None:
+    """loky takes no more calls by then; those that are left say so instead of waiting for ever."""
+    code = (
+        "import time, video\n"
+        "if __name__ == '__main__':\n"
+        "    pool = video.executor(backend='joblib', max_workers=1)\n"
+        "    for _ in range(4):\n"
+        "        pool.submit(time.sleep, 0.2)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)

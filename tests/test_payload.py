@@ -149,6 +149,13 @@ def test_200_mb_cross_both_ways(runner: Runner) -> None:
     assert runner.map(lambda x: x, [blob])[0].value == blob
 
 
+def test_any_number_of_buffers_crosses(runner: Runner) -> None:
+    many = [np.full(3, number) for number in range(70_000)]
+    value = runner.map(lambda x: x, [many])[0].unwrap()
+    assert len(value) == 70_000
+    assert value[-1][0] == 69_999
+
+
 def test_nothing_is_left_open_after_a_batch_of_arrays() -> None:
     def use() -> None:
         with Runner(ParallelConfig(backend="process", max_workers=2)) as mine:

@@ -256,6 +256,21 @@ def test_waiting_for_a_worker_is_not_charged_to_the_item() -> None:
         assert all(one.ok for one in runner.map(lambda _: time.sleep(0.1), range(10)))
 
 
+def test_a_cancelled_item_that_had_not_begun_never_runs(tmp_path: Path) -> None:
+    def task(x: int) -> int:
+        (tmp_path / str(x)).touch()
+        time.sleep(0.3 if x < 2 else 0)
+        return x
+
+    with Runner(ParallelConfig(backend="process", max_workers=1, chunk_size=1)) as runner:
+        stream = runner.stream(task, range(4))
+        assert next(stream).value == 0
+        assert stream.cancel(3)
+        outcomes = list(stream)
+    assert [one.index for one in outcomes if isinstance(one.error, ItemCancelled)] == [3]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
+
+
 def test_a_coroutine_that_cancels_itself_costs_itself() -> None:
     async def task(x: int) -> int:
         if x == 3:

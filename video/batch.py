@@ -9,6 +9,7 @@ import contextlib
 import functools
 import inspect
 import itertools
+import os
 import queue
 import time
 import warnings
@@ -67,6 +68,7 @@ class Batch(Generic[R]):
         self._kill = getattr(executor, "kill", None)
         self._running = getattr(executor, "running", None)
 
+        self._pid = os.getpid()
         self._lock = Lock()
         """Held around the reducer, since `cancel` comes from other threads."""
         self._done: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
@@ -131,7 +133,7 @@ class Batch(Generic[R]):
                 raise self._batch_failed(reducer.failed)
             if self._input_error is not None:
                 raise self._input_error
-            if self._checks is not None:
+            if self._checks is not None and not self._stopped:
                 self._spot_check(self._checks)
         finally:
             self._finished = True
@@ -158,10 +160,17 @@ class Batch(Generic[R]):
         """See `video.runner.Stream.cancel`; from any thread."""
         with self._lock:
             lease = self._reducer.holder(index)
-            if lease is not None and not self._traits.kills:
-                return False  # it would run on
+            if lease is not None and not (
+                self._traits.kills and (self._traits.exact or len(lease.items) == 1)
+            ):
+                return False  # it would run on, or nobody knows which item of its chunk runs
             running = None if lease is None else self._runs(lease.number)
             cancelled, number = self._reducer.cancel(index, running, time.monotonic())
+            if cancelled and lease is not None and len(lease.settled) == len(lease.items):
+                # The engine need not run any of it: neither what runs, nor what waits or loads.
+                future = self._futures.get(lease.number)
+                if future is not None and not future.cancel():
+                    number = lease.number
             if number is not None:
                 self._give_up(number)
         self.wake()
@@ -342,6 +351,8 @@ class Batch(Generic[R]):
 
     def _leave(self) -> None:
         """Cancel what waits, give up what runs."""
+        if os.getpid() != self._pid:
+            return  # a forked child: what runs is its parent's
         # All first: the worker of a killed call would take another at once.
         running = [future for future in list(self._futures.values()) if not future.cancel()]
         if self._kill is not None:
@@ -377,8 +388,9 @@ class Call:
 
             self._run_coroutines = run_coroutines
         if traits.pickles:
-            from video.backends import _forward, _pickling
+            from video.backends import _board, _forward, _pickling
 
+            self._unreadable = _board.unreadable
             task = _pickling.Shipped(task)  # type: ignore[assignment]  # it arrives as the task
             # An executor that only submits breaks on much that pickles badly, and carries no logs.
             self._packs = not getattr(executor, "packs", False)
@@ -407,7 +419,10 @@ class Call:
     def read(self, answer: Any) -> Ran:
         if not self._packs:
             return answer  # type: ignore[no-any-return]  # what `run_chunk` returns
-        ran: Ran = self._pickling.loads(answer)
+        try:
+            ran: Ran = self._pickling.loads(answer)
+        except Exception as error:
+            raise self._unreadable(error) from error
         for note in ran.notes:
             self._forward.replay(note)
         return ran

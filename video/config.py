@@ -41,7 +41,7 @@ class ParallelConfig:
     """Seconds that one item may run, from its own start. Engines that cannot kill give the item up."""
     lookahead: int | None = None
     """Items drawn from the input and not yet handed out at most. None: four chunks for each worker, and at
-    least 64 items."""
+    least 64 items for each."""
     threads_per_worker: int | None = None
     """Native (codec) threads of one item. None: usable CPUs / workers. Fix it for byte-equal encodes."""
     use_uvloop: bool = True

@@ -8,7 +8,7 @@
      ├─ BatchFailed                 RuntimeError        an item failed where one failure is to end the batch
      ├─ TaskError                                       one item failed for a reason outside its own code
      │   ├─ ItemTimeout             TimeoutError        it ran longer than `timeout`
-     │   ├─ ItemCancelled           RuntimeError        the batch was left while it ran
+     │   ├─ ItemCancelled           RuntimeError        it was cancelled, or its batch was left
      │   ├─ WorkerDied              RuntimeError        its worker died (signal or exit code)
      │   │   ├─ WorkerOutOfMemory   MemoryError         the system ended it for want of memory
      │   │   └─ Quarantined                             it has killed worker after worker
@@ -87,7 +87,7 @@ class BatchFailed(VideoError, RuntimeError):
     """With `fail="fast"`: an item failed. Its error is the `__cause__`.
 
     :param failed: position of that item in the input.
-    :param outcomes: what had finished and was not yet handed out, that item's outcome among them.
+    :param outcomes: what had finished and was not yet handed out; from `map`, all that had finished.
     :param done: positions of all items that had finished, handed out or not.
     :param running: positions of those that were running, and were given up.
     :param waiting: positions of those that were drawn from the input and never started.
@@ -121,7 +121,7 @@ class ItemTimeout(TaskError, TimeoutError):
 
 
 class ItemCancelled(TaskError, RuntimeError):
-    """The item was stopped because its batch was left."""
+    """The item was cancelled, or stopped because its batch was left."""
 
 
 class WorkerDied(TaskError, RuntimeError):

@@ -70,8 +70,10 @@ class ParallelExecutor(Executor):
         # The context holds the slot, where this is a worker: a pool inside it then runs inline.
         work = functools.partial(contextvars.copy_context().run, _serve, runner, self._stream, self._calls)
         self._thread = threading.Thread(target=work, name="video-executor", daemon=True)
+        # Nobody can submit any more: the thread may end, and is not waited for.
+        weakref.finalize(self, _no_more, self._calls, self._stream).atexit = False
         # As in the standard library, what was submitted is done before the program ends.
-        self._finalizer = weakref.finalize(self, _finish, self._calls, self._stream, self._thread)
+        weakref.finalize(self._thread, _finish, self._calls, self._stream, weakref.ref(self._thread))
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """A future of `fn(*args, **kwargs)`.
@@ -201,11 +203,17 @@ def _serve(runner: Runner, stream: Stream[Any], calls: _Calls) -> None:
         runner.close()
 
 
-def _finish(calls: _Calls, stream: Stream[Any], thread: threading.Thread) -> None:
+def _no_more(calls: _Calls, stream: Stream[Any]) -> None:
     calls.close(cancel=False)
     stream.wake()
-    if thread.ident is not None and thread is not threading.current_thread():
-        thread.join()
+
+
+def _finish(calls: _Calls, stream: Stream[Any], thread: weakref.ref[threading.Thread]) -> None:
+    """The program ends, or the thread has ended."""
+    _no_more(calls, stream)
+    serving = thread()
+    if serving is not None and serving.ident is not None:
+        serving.join()
 
 
 def _call(job: Job) -> Any:

@@ -88,7 +88,7 @@ SIMPLER = {"dask": "process", "joblib": "process", "process": "thread", "thread"
 def instead(choice: Choice, backend: str) -> Choice:
     """The same on another engine."""
     workers = 1 if backend == "serial" else choice.workers
-    return Choice(backend, workers, choice.threads, f"{choice.backend} cannot start ({choice.reason})")
+    return Choice(backend, workers, choice.threads, f"{choice.backend} cannot start")
 
 
 class ChunkSizes:

@@ -22,7 +22,7 @@ from video import plan, registry
 from video.backends.base import Executor, Traits
 from video.batch import Batch, is_coroutine_function
 from video.config import BackendType, ParallelConfig
-from video.errors import BackendUnavailable, ConfigError
+from video.errors import BackendUnavailable, BatchFailed, ConfigError
 from video.events import Event, Kind, Observer, emit
 from video.outcome import Outcome
 
@@ -62,8 +62,12 @@ class Runner:
     ) -> list[Outcome[R]]:
         """One outcome for each item, in input order. Arguments and errors: see `rounds`."""
         outcomes: list[Outcome[R]] = []
-        for some in self.rounds(task, items, total=total, backend=backend, usual=usual):
-            outcomes += some
+        try:
+            for some in self.rounds(task, items, total=total, backend=backend, usual=usual):
+                outcomes += some
+        except BatchFailed as stop:  # nobody else has them
+            stop.outcomes = outcomes + stop.outcomes
+            raise
         return outcomes
 
     def stream(
@@ -146,6 +150,8 @@ class Runner:
         A batch that still runs, in another thread, ends there with `ItemCancelled`.
         """
         with self._opening:
+            if self._pid != os.getpid():  # after a fork: the batches are the parent's, and its workers too
+                self._running.clear()
             for batch in list(self._running):
                 batch.abandon()
             self._replaced.clear()
@@ -226,12 +232,16 @@ class Runner:
             if self._pid != os.getpid():  # after a fork: the workers are the parent's
                 self._pid = os.getpid()
                 self._open.clear()
+            messages: list[str] = []
             while True:
                 name = self._replaced.get(choice.backend, choice.backend)
                 if name != choice.backend:
                     choice = plan.instead(choice, name)
                 try:
-                    return choice, *self._executor(choice)
+                    engine = self._executor(choice)
+                    if messages:
+                        warnings.warn("; ".join(messages), EngineReplacedWarning, stacklevel=_callers_level())
+                    return choice, *engine
                 except BackendUnavailable as error:
                     simpler = plan.SIMPLER.get(name)
                     holds = simpler != "serial" or self.config.timeout is None
@@ -240,7 +250,7 @@ class Runner:
                     self._replaced[name] = simpler
                     message = f"the {name} engine cannot start, {simpler} is used instead: {error}"
                     emit(self._observers, Event(Kind.ENGINE_REPLACED, simpler, message=message, error=error))
-                    warnings.warn(message, EngineReplacedWarning, stacklevel=_callers_level())
+                    messages.append(message)
 
     def _executor(self, choice: plan.Choice) -> tuple[Executor, Traits]:
         if choice.backend not in self._open:

@@ -7,6 +7,7 @@ than all the rest of its start (benchmarks/bench_start.py).
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import namedtuple
 
@@ -113,6 +114,9 @@ def _run(task: Callable[[Any], Any], items: Sequence[Any], slot: scope.Slot) -> 
     return Ran(values, seconds, errors)
 
 
+_hearing = threading.Lock()
+
+
 def run_packed(task: Callable[[Any], Any], items: bytes, threads: int, levels: dict[str, int]) -> bytes:
     """`run_chunk` for an engine that only submits: what crosses is bytes, so that nothing that an item is
     or returns can break the engine, and what it logs, prints and warns comes along.
@@ -124,7 +128,10 @@ def run_packed(task: Callable[[Any], Any], items: bytes, threads: int, levels: d
 
     notes: list[_forward.Note] = []
     forwarding = _forward.Forwarding(notes.append, levels)
-    forwarding.start()
+    # Streams belong to the process: of calls that run side by side in one, only the first is heard.
+    heard = _hearing.acquire(blocking=False)
+    if heard:
+        forwarding.start()
     try:
         try:
             unpacked = _pickling.loads(items)
@@ -135,7 +142,9 @@ def run_packed(task: Callable[[Any], Any], items: bytes, threads: int, levels: d
             ) from error
         ran = run_chunk(task, unpacked, threads)
     finally:
-        forwarding.stop()
+        if heard:
+            forwarding.stop()
+            _hearing.release()
     errors = [
         (place, error, text) if text else (place, *portable(error)) for place, error, text in ran.errors
     ]

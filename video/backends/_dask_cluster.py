@@ -45,7 +45,10 @@ class Cluster:
     """The process that holds a local cluster, seen from ours."""
 
     def __init__(self, workers: int, threads: int) -> None:
-        self._folder = tempfile.mkdtemp(prefix="video-dask-")
+        try:
+            self._folder = tempfile.mkdtemp(prefix="video-dask-")
+        except OSError as error:
+            raise BackendUnavailable(f"the cluster cannot start ({error})", subject="dask") from error
         path = [os.path.abspath(entry) for entry in sys.path]
         try:
             self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and program

@@ -105,6 +105,10 @@ class ProcessExecutor(Pool):
 
     def _ask(self, call: Call, seat: ProcessSeat, packed: _pickling.Packed) -> Any:
         """Send the call, and return what it returned; of a chunk, all parts together."""
+        limit = self._config.max_items_per_worker
+        items = sum(len(part) for part in call.args if type(part) is list)
+        if limit is not None and seat.ran and seat.ran + items > limit:
+            self._dismiss(seat)
         for last_try in (False, True):
             child = self._ready_child(seat)
             seat.board.reset()
@@ -137,7 +141,6 @@ class ProcessExecutor(Pool):
             seat.ran += len(value.values)
         else:
             seat.ran += 1
-        limit = self._config.max_items_per_worker
         if seat.full or (limit is not None and seat.ran >= limit):
             self._dismiss(seat)
         if tag == _worker.FAILED:

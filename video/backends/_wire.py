@@ -39,7 +39,7 @@ MOST_MAPPED = 64
 """Segments that this process maps at a time; what comes then is copied out of its segment, since each mapping
 holds a descriptor for as long as somebody keeps what was unpickled from it."""
 
-_HEAD = struct.Struct("<cBHHxxQ")
+_HEAD = struct.Struct("<cBIIQ")
 _PAIR = struct.Struct("<qq")
 _TOKEN = struct.Struct("<q")
 _FD_BYTES = socket.CMSG_SPACE(4 * 4)
@@ -120,10 +120,6 @@ class Wire:
             os.close(fd)
         self._fds.clear()
 
-    def shutdown(self) -> None:
-        """Let both ends see the end of the pipe, even if another process holds a copy of ours."""
-        self._socket.shutdown(socket.SHUT_RDWR)
-
     def _take(self, size: int) -> Any:
         """The next `size` bytes."""
         if not size:
@@ -161,6 +157,8 @@ class Wire:
 
     def _map(self, token: int, size: int) -> memoryview:
         """The segment whose descriptor came with the message."""
+        if not self._fds:  # there was no room for another descriptor here; what follows makes no sense
+            raise EOFError
         fd, returned = self._fds.pop(0), self._returned
         try:
             if len(_mapped) >= MOST_MAPPED:

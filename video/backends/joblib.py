@@ -41,6 +41,8 @@ if importlib.util.find_spec("joblib") is None:  # importing it takes long, so th
 
 MOST_MOVES = 5
 """Generations that may break under a call before it has begun; then it is a suspect like others."""
+TRANSFER_SECONDS = 600.0
+"""How long a result may take to cross before the item's time limit counts it."""
 KILL_SECONDS = 2.0
 """How long a worker may take to be gone after SIGKILL."""
 END_SECONDS = 10.0
@@ -83,17 +85,23 @@ class JoblibExecutor:
             if call.board is None:
                 return None
             state, position, since = call.board.board.state()
-        return None if state == _board.NOT_BEGUN else (position, since)
+        if state == _board.NOT_BEGUN:
+            return None
+        # What its result takes to cross is not its time.
+        return position, since if state == _board.RUNNING else since + TRANSFER_SECONDS
 
     def kill(self, call: Future[Any]) -> None:
         """Give up a call: its generation ends once its other calls are done."""
         assert isinstance(call, _Call)
         with self._lock:
             generation = next((one for one in self._generations if call in one.calls), None)
-            if generation is None or call.given_up:
+            if call in self._queue:  # its generation broke before it began
+                self._queue.remove(call)
+            elif generation is None or call.given_up:
                 return
-            call.given_up = generation.over = True
-            self._end_if_over(generation)
+            else:
+                call.given_up = generation.over = True
+                self._end_if_over(generation)
             self._pump()
         _settle(call, error=ItemCancelled("it was given up"))
 
@@ -111,6 +119,8 @@ class JoblibExecutor:
         for call in waiting:
             if call.cancel():
                 call.set_running_or_notify_cancel()  # tells those who wait for it
+            else:  # it had begun to move to another generation
+                _settle(call, error=ItemCancelled("its engine was closed"))
         if wait:
             self._drained.wait()
             for end in list(self._ends):
@@ -136,10 +146,17 @@ class JoblibExecutor:
 
     def _pump(self) -> None:
         """Send what waits to workers that are free."""
-        while self._queue and len(self._newest().calls) < self._workers:
+        while self._queue:
+            try:
+                generation = self._newest()
+            except Exception as error:  # noqa: BLE001  # no semaphores, no descriptors
+                _settle(self._queue.popleft(), error=BackendUnavailable(f"loky cannot start ({error})"))
+                continue
+            if len(generation.calls) >= self._workers:
+                return
             call = self._queue.popleft()
             if call.moves or call.set_running_or_notify_cancel():
-                self._send(call, self._newest())
+                self._send(call, generation)
 
     def _send(self, call: _Call, generation: _Generation) -> None:
         call.board = self._boards.pop() if self._boards else _shared()
@@ -148,12 +165,15 @@ class JoblibExecutor:
         place = None if call.board is None else call.board.place
         try:
             inner = generation.executor.submit(_run, place, call.fn, call.args)
-        except (BrokenExecutor, RuntimeError):  # it broke just now
+        except Exception as error:  # noqa: BLE001  # it broke just now, or can have no more (the program ends)
             generation.over = True
             self._take_back(call)
             self._end_if_over(generation)
-            call.moves += 1
-            self._queue.appendleft(call)
+            if isinstance(error, BrokenExecutor) and call.moves < MOST_MOVES:
+                call.moves += 1
+                self._queue.appendleft(call)
+            else:
+                _settle(call, error=BackendUnavailable(f"loky takes no calls ({error})"))
             return
         generation.calls.add(call)
         inner.add_done_callback(functools.partial(self._ended, generation, call))

@@ -145,12 +145,10 @@ async def run_coroutines(
         value = None
         try:
             value = await task(item)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # it belongs to the item
+        except BaseException as error:  # whatever it is, it belongs to the item
+            if giving_up or (len(items) == 1 and isinstance(error, asyncio.CancelledError)):
+                raise  # it is we who are cancelled
             errors.append((len(values), error, ""))
-        except asyncio.CancelledError as error:
-            if giving_up or len(items) == 1:
-                raise  # we are cancelled
-            errors.append((len(values), error, ""))  # the task raised it by itself
         values.append(value)
         seconds.append(clock() - start)
         positions.append(position)

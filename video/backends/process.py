@@ -57,8 +57,10 @@ class ProcessBackend:
             from video.backends._processes import ProcessExecutor
 
             _board.check()
-        except OSError as error:
+            return ProcessExecutor(workers, threads, config, launched)
+        except BaseException as error:
             if launched is not None:
                 launched.end()
-            raise BackendUnavailable(f"it cannot start here ({error})", subject="process") from error
-        return ProcessExecutor(workers, threads, config, launched)
+            if isinstance(error, OSError):
+                raise BackendUnavailable(f"it cannot start here ({error})", subject="process") from error
+            raise
