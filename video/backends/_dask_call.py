@@ -23,8 +23,6 @@ from video.backends import _pickling
 from video.backends._chunk import Ran, portable
 from video.errors import NotPicklable
 
-FLUSH_SECONDS = 1.0
-"""How long a call waits at most for its first event to leave; mostly that is within a millisecond."""
 GRACE_SECONDS = 0.5
 """How long a call that is given up may take to end by itself, before its worker is killed."""
 
@@ -158,22 +156,6 @@ class _Slot(scope.Slot):
         )
 
 
-def _flush(worker: Any) -> None:
-    """Wait until what was told is on its way. A call that keeps the interpreter's lock, or kills its worker at
-    once, has then been heard of all the same."""
-    told = threading.Event()
-
-    async def await_empty() -> None:
-        deadline, pause = time.monotonic() + FLUSH_SECONDS, 0.0
-        while getattr(worker.batched_stream, "buffer", None) and time.monotonic() < deadline:
-            await asyncio.sleep(pause)
-            pause = 0.0005
-        told.set()
-
-    worker.loop.add_callback(await_empty)
-    told.wait(FLUSH_SECONDS)
-
-
 def run_call(about: tuple[str, int, bool, bool], call: Parcel | bytes) -> Parcel:
     """A task of the cluster: one call. It never raises, so that what does is the cluster's fault."""
     topic, number, timed, hooked = about
@@ -186,7 +168,6 @@ def run_call(about: tuple[str, int, bool, bool], call: Parcel | bytes) -> Parcel
     _running[topic, number] = slot
     try:
         tell(TAKEN, worker.contact_address or worker.address)
-        _flush(worker)
         if hooked and (hooks := _hooks.get(topic)) is not None:
             try:
                 hooks.prepare()
@@ -199,7 +180,6 @@ def run_call(about: tuple[str, int, bool, bool], call: Parcel | bytes) -> Parcel
         del call
         if timed:
             tell(BEGAN)
-            _flush(worker)
         try:
             with scope.entered(slot):
                 result = fn(*args)
