@@ -240,6 +240,17 @@ def test_a_stuck_thread_does_not_hold_its_slot() -> None:
     assert [one.index for one in outcomes if not one.ok] == [3]
 
 
+@pytest.mark.parametrize("stuck", [1, 2, 4])
+def test_a_batch_of_nothing_but_stuck_threads_ends_all_the_same(stuck: int) -> None:
+    freed = threading.Event()
+    with Runner(ParallelConfig(backend="thread", max_workers=2, timeout=0.3)) as runner:
+        outcomes = runner.map(lambda _: freed.wait(60), range(stuck))
+        still_stuck = not freed.is_set() and all(one.seconds < 30 for one in outcomes)
+        freed.set()
+    assert still_stuck
+    assert all(isinstance(one.error, ItemTimeout) for one in outcomes)
+
+
 def test_a_time_limit_cancels_a_coroutine() -> None:
     async def slow(x: int) -> int:
         await asyncio.sleep(60 if x == 3 else 0)

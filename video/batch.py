@@ -123,7 +123,8 @@ class Batch(Generic[R]):
                 if self._abandoned:
                     raise ItemCancelled("its runner was closed while the batch ran")
                 room = self._fill()
-                if self._futures or self._paused:
+                # Not by what the engine still has: a thread that was given up may never end.
+                if reducer.leased or self._paused:
                     self._wait(block=not room)
                 if due := self._due():
                     yield due

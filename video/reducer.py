@@ -136,6 +136,11 @@ class Reducer:
         """Every item has been handed out, or the batch is to end early."""
         return self.failed is not None or (self.ended and self.handed == self.drawn)
 
+    @property
+    def leased(self) -> bool:
+        """The engine has something that is waited for."""
+        return bool(self._leases)
+
     def next_lease(self, now: float) -> Lease | int:
         """A chunk for the engine that has come back, or how many items to draw for a new one; 0: neither."""
         rules = self.rules

@@ -143,6 +143,7 @@ def run_packed(task: Callable[[Any], Any], items: bytes, threads: int, levels: d
         ran = run_chunk(task, unpacked, threads)
     finally:
         if heard:
+            forwarding.flush()
             forwarding.stop()
             _hearing.release()
     errors = [

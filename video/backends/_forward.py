@@ -61,7 +61,8 @@ class Forwarding:
                 stream.flush()
 
     def stop(self) -> None:
-        self.flush()
+        if not self._before:
+            return
         sys.stdout, sys.stderr, warnings.showwarning = self._before
         if self._awaited in sys.meta_path:
             sys.meta_path.remove(self._awaited)

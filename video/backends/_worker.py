@@ -126,6 +126,7 @@ class _Worker:
 
     def leave(self) -> None:
         """The finalizer, on leaving in peace."""
+        self._forwarding.stop()  # nobody reads the pipe any more
         if self._finalizer is not None:
             try:
                 self._finalizer()
