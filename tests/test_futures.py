@@ -217,6 +217,8 @@ def test_an_unknown_engine_or_setting_is_refused_at_once() -> None:
         video.executor(backend="proces")
     with pytest.raises(ConfigError, match="max_workers"):
         video.executor(max_worker=2)
+    with pytest.raises(ConfigError, match="by name"):
+        video.executor("process")  # type: ignore[arg-type]
 
 
 def test_settings_go_on_top_of_a_config() -> None:

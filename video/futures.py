@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from video.batch import PAUSE
 from video.config import ParallelConfig
-from video.errors import BackendUnavailable
+from video.errors import BackendUnavailable, ConfigError
 from video.events import Observer
 from video.runner import Runner, Stream
 
@@ -37,6 +37,8 @@ def executor(config: ParallelConfig | None = None, **settings: Any) -> ParallelE
     :param settings: fields of `ParallelConfig`, in place of the config's.
     :raises ConfigError: for a setting that does not exist, or a value that does not fit.
     """
+    if config is not None and not isinstance(config, ParallelConfig):
+        raise ConfigError(f"config is {config!r}", cure='Settings go by name, such as backend="process".')
     if settings:
         ParallelConfig.from_mapping(settings)  # names the near one of a mistyped setting
         config = dataclasses.replace(config or ParallelConfig(), **settings)

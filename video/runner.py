@@ -41,6 +41,11 @@ class Runner:
     """
 
     def __init__(self, config: ParallelConfig | None = None, *, observers: Iterable[Observer] = ()) -> None:
+        if config is not None and not isinstance(config, ParallelConfig):
+            raise ConfigError(
+                f"config is {config!r}",
+                cure='It takes a ParallelConfig, such as ParallelConfig(backend="process").',
+            )
         self.config = config or ParallelConfig()
         self._observers = tuple(observers)
         self._opening = Lock()
