@@ -52,11 +52,17 @@ def check_backend(name: str, limit: float, json: bool) -> int:
 
     Exit codes: 0 all that was asked held, 1 something broke.
     """
+    from video.backends.base import Traits
+    from video.errors import ConfigError
     from video.registry import backends
     from video.testing import State, backend_checks, results
 
     if ":" in name:
         backends.register(name, name)
+    if not isinstance(getattr(backends.get(name), "traits", None), Traits):
+        raise ConfigError(
+            "is no engine: it has no `traits`", subject=name, cure="Name a class that has them."
+        )
     console, lines = people(), machine_reads(json)
     waiting = deque(check.__name__ for check in backend_checks(name))
     count = len(waiting)
