@@ -380,12 +380,12 @@ def test_a_listener_that_raises_costs_nothing(local: Any) -> None:
 
 
 def test_a_call_that_waits_can_be_cancelled_and_never_runs(local: Any, tmp_path: Path) -> None:
-    busy = [send(local, lambda _: time.sleep(0.5), 0) for _ in range(2)]
-    until(lambda: all(local.running(one) for one in busy))
+    busy = [send(local, lambda _: time.sleep(0.5), 0) for _ in range(2 * engine.SENT_EACH)]
+    until_running(local, *busy[:2])
     waiting = send(local, lambda place: Path(place).touch(), str(tmp_path / "ran"))
     assert waiting.cancel()
     assert not concurrent.futures.wait([waiting], SECONDS).not_done
-    assert [one.result(SECONDS).values for one in busy] == [[None], [None]]
+    assert [one.result(SECONDS).values for one in busy] == [[None]] * len(busy)
     assert values(local, tasks.double, 1, 2) == [2, 4]
     assert not (tmp_path / "ran").exists()
 
@@ -395,7 +395,7 @@ def test_a_call_that_waits_can_be_cancelled_and_never_runs(local: Any, tmp_path:
 
 def begin_stuck(one: Any, task: Callable[[str], Any], place: Path) -> Any:
     future = send(one, task, str(place))
-    until(place.exists)
+    until(lambda: place.exists() and place.read_text())
     until_running(one, future)
     return future
 
@@ -415,7 +415,6 @@ def stuck_holding_the_gil(place: str) -> None:
     import ctypes
 
     Path(place).write_text(str(os.getpid()))
-    time.sleep(0.1)  # so that its events leave
     ctypes.PyDLL(None).sleep(600)
 
 
@@ -499,10 +498,27 @@ def test_a_worker_that_dies_fails_its_call_alone_and_runs_it_once(local: Any, tm
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_worker_that_dies_at_once_fails_its_call(local: Executor) -> None:
-    error = failure(local.submit(os._exit, 3))
-    assert isinstance(error, ChunkLost)
-    assert values(local, tasks.double, 2) == [4]
+def die_at_once(place: str) -> None:
+    Path(place, str(os.getpid())).touch()
+    os._exit(0)
+
+
+@pytest.mark.parametrize("which", ["local", "timed"])
+def test_a_worker_that_dies_at_once_fails_its_call_and_runs_it_once(
+    which: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    one = request.getfixturevalue(which)
+    for number in range(5):
+        (folder := tmp_path / str(number)).mkdir()
+        assert isinstance(failure(one.submit(die_at_once, str(folder))), ChunkLost)
+        assert len(list(folder.iterdir())) == 1
+    assert values(one, tasks.double, 2) == [4]
+
+
+def test_a_worker_killed_from_outside_while_idle_costs_nothing(local: Executor) -> None:
+    for pid in {values(local, tasks.pid, 0)[0] for _ in range(4)}:
+        os.kill(pid, signal.SIGKILL)
+    assert [values(local, tasks.double, number) for number in range(4)] == [[0], [2], [4], [6]]
 
 
 def test_a_large_call_whose_data_dies_with_another_is_sent_again(local: Any, tmp_path: Path) -> None:

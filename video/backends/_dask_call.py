@@ -23,6 +23,8 @@ from video.backends import _pickling
 from video.backends._chunk import Ran, portable
 from video.errors import NotPicklable
 
+FLUSH_SECONDS = 1.0
+"""How long a call waits at most for its first events to leave; mostly that is within a millisecond."""
 GRACE_SECONDS = 0.5
 """How long a call that is given up may take to end by itself, before its worker is killed."""
 
@@ -156,6 +158,24 @@ class _Slot(scope.Slot):
         )
 
 
+def _flush(worker: Any) -> None:
+    """Wait until what was told is on its way: so a call has been heard of even if it keeps the interpreter's
+    lock from then on, or kills its worker at once."""
+    told = threading.Event()
+
+    async def await_empty() -> None:
+        deadline, pause = time.monotonic() + FLUSH_SECONDS, 0.0
+        while getattr(worker.batched_stream, "buffer", None) and time.monotonic() < deadline:
+            await asyncio.sleep(pause)
+            pause = 0.0005
+        for _ in range(3):  # what has left the buffer is written some turns of the loop later
+            await asyncio.sleep(0)
+        told.set()
+
+    worker.loop.add_callback(await_empty)
+    told.wait(FLUSH_SECONDS)
+
+
 def run_call(about: tuple[str, int, bool, bool], call: Parcel | bytes) -> Parcel:
     """A task of the cluster: one call. It never raises, so that what does is the cluster's fault."""
     topic, number, timed, hooked = about
@@ -168,6 +188,8 @@ def run_call(about: tuple[str, int, bool, bool], call: Parcel | bytes) -> Parcel
     _running[topic, number] = slot
     try:
         tell(TAKEN, worker.contact_address or worker.address)
+        if not timed:  # else both events leave together
+            _flush(worker)
         if hooked and (hooks := _hooks.get(topic)) is not None:
             try:
                 hooks.prepare()
@@ -180,6 +202,7 @@ def run_call(about: tuple[str, int, bool, bool], call: Parcel | bytes) -> Parcel
         del call
         if timed:
             tell(BEGAN)
+            _flush(worker)
         try:
             with scope.entered(slot):
                 result = fn(*args)

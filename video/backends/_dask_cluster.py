@@ -37,6 +37,8 @@ PROGRAM = "__import__('sys').path[:] = __import__('json').loads(__import__('sys'
 PROGRAM += "__import__('video.backends._dask_cluster', fromlist=['main']).main()"
 """A `__main__` without a file: the workers have nothing to import again."""
 ADDRESS_FILE = "cluster.json"
+QUIET = {"DASK_LOGGING__DISTRIBUTED": "critical"}
+"""From the first import on: `silence_logs` begins later, and ends before the cluster does."""
 FORKSERVER = sys.platform == "linux"
 """A worker then starts in a few hundredths of a second, also after a kill."""
 
@@ -62,7 +64,7 @@ class Cluster:
                     str(os.getpid()),
                 ],
                 stdin=subprocess.PIPE,
-                env=os.environ | thread_environment(threads, dict(os.environ)),
+                env=os.environ | thread_environment(threads, dict(os.environ)) | QUIET,
                 start_new_session=True,  # Ctrl-C is ours to handle; and so the whole can be killed at once
             )
         except OSError as error:
