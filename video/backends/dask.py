@@ -9,7 +9,10 @@ What a call does in its worker is in `_dask_call`, a cluster on this machine in 
 
 The scheduler knows which worker has a call, not whether it has begun. So each call says so itself, by an
 event: its time limit starts when that arrives, by our own clock, and it names the worker for `kill`. A
-worker that dies fails the call that had begun on it; those that only waited behind it are sent again.
+worker that dies fails the call that had begun on it; those that only waited there are sent again.
+
+What the scheduler has cannot be taken back for certain, so it has only what its workers run now and next:
+that counts as running. The rest waits here, where it can be cancelled.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from pathlib import Path
@@ -80,6 +84,10 @@ LARGE_BYTES = 1 << 20
 """Calls larger than this go to a worker as data; in the task graph they would weigh on the scheduler."""
 SEND_SECONDS = 0.002
 """Our client's pause between messages. With its own, 10 ms, 30 short calls took 160 ms instead of 110."""
+SENT_EACH = 2
+"""Calls with the scheduler for each thread of its workers: one that runs, and one to hide the way."""
+LATE_SECONDS = 0.25
+"""A worker's nanny may tell of its death before the last event from the worker itself is read."""
 MOST_RESENT = 3
 """How often a call may lose its worker before it began, until that is taken for its own fault."""
 
@@ -124,6 +132,8 @@ class _Call(Future[Any]):
         """Of the worker that it began on."""
         self.started: float | None = None
         self.resent = 0
+        self.dropped = False
+        """It is given up; its future will soon say so."""
         self.listener: Callable[[float, str], None] | None = None
         self._begun = False
 
@@ -172,13 +182,13 @@ class DaskExecutor:
 
         # Of the loop's thread alone:
         self._client: Any = None
+        self._waiting: deque[_Call] = deque()
+        self._most_sent = SENT_EACH * workers
         self._sending: set[_Call] = set()
         """Large ones whose data is on its way."""
         self._sent: dict[int, _Call] = {}
         self._files: dict[int, set[str]] = {}
         """Unfinished files, by the sending of the call that made them."""
-        self._struck: set[str] = set()
-        """Workers that died, or were killed, with a call that had begun on them."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._kills: set[asyncio.Task[None]] = set()
         self._mending = asyncio.Lock()
@@ -218,7 +228,7 @@ class DaskExecutor:
             call.finish(None, error)
             return call
         try:
-            self._loop.call_soon_threadsafe(self._send, call)
+            self._loop.call_soon_threadsafe(self._accept, call)
         except RuntimeError:
             self._calls.discard(call)
             raise self._gone() from None
@@ -250,9 +260,9 @@ class DaskExecutor:
                 self._ending = threading.Thread(target=self._end, name="video-dask-end", daemon=True)
                 self._ending.start()
         if cancel_futures:
-            for call in list(self._calls):
-                if not call.cancel():
-                    self.kill(call)
+            # All first: the worker of a killed call would take another at once.
+            for call in [call for call in list(self._calls) if not call.cancel()]:
+                self.kill(call)
         if wait and threading.current_thread() not in (self._thread, self._postman):
             self._ending.join()
 
@@ -294,8 +304,19 @@ class DaskExecutor:
 
     # On the loop: calls
 
+    def _accept(self, call: _Call) -> None:
+        self._waiting.append(call)
+        self._fill()
+
+    def _fill(self) -> None:
+        """Send what waits, as far as workers will soon be free for it."""
+        while self._waiting and len(self._sent) + len(self._sending) < self._most_sent:
+            call = self._waiting.popleft()
+            if call.begin():
+                self._send(call)
+
     def _send(self, call: _Call) -> None:
-        if call.done():
+        if call.dropped:
             return
         if self._lost is not None or self._client.status != "running":
             self._keep(self._send_after_mending(call))
@@ -311,6 +332,9 @@ class DaskExecutor:
                     await self._mend()
         except BackendUnavailable as error:
             self._answer(call, None, error)
+        except asyncio.CancelledError:  # as in `_collect`
+            self._answer(call, None, self._gone())
+            raise
         else:
             self._send(call)
 
@@ -321,10 +345,14 @@ class DaskExecutor:
             data = await self._placed(packed)
         except Exception as error:  # noqa: BLE001  # distributed's or the network's
             self._answer(call, None, _unavailable(f"a call cannot be sent to a worker ({_words(error)})"))
+        except asyncio.CancelledError:  # as in `_collect`
+            self._answer(call, None, self._gone())
+            raise
         else:
             self._submit(call, data)
         finally:
             self._sending.discard(call)
+            self._fill()
 
     async def _placed(self, packed: Parcel) -> Any:
         """The call's data, on a worker."""
@@ -338,7 +366,7 @@ class DaskExecutor:
         raise RuntimeError("its workers do not take it")
 
     def _submit(self, call: _Call, data: Any) -> None:
-        if call.done():
+        if call.dropped:
             return
         call.number = number = next(self._numbers)
         call.address = call.started = None
@@ -357,9 +385,16 @@ class DaskExecutor:
         answer: Parcel | None = None
         error: Exception | None = None
         try:
-            answer = await remote
+            try:
+                answer = await remote
+            except self._distributed.KilledWorker as failure:
+                error = failure
+                if call.address is None:
+                    await asyncio.sleep(LATE_SECONDS)
         except asyncio.CancelledError:  # the loop ends: the user has closed his client
             error = self._gone()
+            while self._waiting:
+                self._answer(self._waiting.popleft(), None, error)
             raise
         except Exception as failure:  # noqa: BLE001  # distributed's: the call itself never raises
             error = failure
@@ -367,6 +402,7 @@ class DaskExecutor:
             if self._sent.pop(number, None) is call:
                 self._conclude(call, answer, error)
             remote.release()
+            self._fill()
 
     def _conclude(self, call: _Call, answer: Parcel | None, error: Exception | None) -> None:
         call.remote = None
@@ -385,13 +421,8 @@ class DaskExecutor:
         """What a call fails with that the cluster failed with `error`; None: it is to be sent again."""
         waited = call.address is None and call.resent < MOST_RESENT
         if isinstance(error, self._distributed.KilledWorker):
-            address = error.last_worker.address
-            begun = {one.address for one in self._sent.values()} | self._struck
-            if waited and address in begun:
-                return None  # it stood behind a call that had begun there
-            if call.address is not None:
-                self._struck.add(address)
-            return _chunk_lost("its worker died", certain=False)
+            # Each call is heard of before it does anything, so this one did nothing.
+            return None if waited else _chunk_lost("its worker died", certain=False)
         if isinstance(error, concurrent.futures.CancelledError):
             reason = getattr(error, "reason", "")
             if reason == "scheduler-connection-lost" or self._client.status != "running":
@@ -424,7 +455,6 @@ class DaskExecutor:
         elif what == TAKEN:
             call.address = more[0]
             call.started = now if self._config.timeout is None else now + LOAD_SECONDS
-            call.begin()
         elif what == BEGAN:
             call.started = now
         elif what == ENDED:
@@ -437,17 +467,17 @@ class DaskExecutor:
         assert isinstance(call, _Call)
         self._calls.discard(call)
         if call.cancelled():
-            call.begin()
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._withdraw, call)
+            call.begin()  # so that its waiters hear of it
 
     def _give_up(self, call: _Call) -> None:
         if not call.done():
-            self._withdraw(call)
-            self._answer(call, None, _chunk_lost("it was given up"))
+            self._drop(call, _chunk_lost("it was given up"))
+            self._fill()
 
-    def _withdraw(self, call: _Call) -> None:
-        """Take a call back from the cluster, and stop it where it runs."""
+    def _drop(self, call: _Call, error: Exception) -> None:
+        """Fail a call, take it back from the cluster, and stop it where it runs."""
+        call.dropped = True
+        self._answer(call, None, error)
         if self._sent.pop(call.number, None) is not call:
             return
         remote, call.remote = call.remote, None
@@ -458,7 +488,6 @@ class DaskExecutor:
 
     def _end_on(self, address: str, number: int) -> None:
         """End a call that was withdrawn, if need be with its worker; those that wait there are sent again."""
-        self._struck.add(address)
         if not (self._closed and self._cluster is not None):  # then all is about to end
             self._kills.add(task := self._keep(self._end_there(address, number)))
             task.add_done_callback(self._kills.discard)
@@ -501,6 +530,7 @@ class DaskExecutor:
                 continue
             heard = now
             self._had_workers |= bool(threads)
+            self._most_sent = SENT_EACH * max(self._workers, sum(threads.values()))
             if threads:
                 staffed = now
             elif now - staffed > (LOST_SECONDS if self._had_workers else NO_WORKER_SECONDS) - WATCH_SECONDS:
@@ -508,9 +538,10 @@ class DaskExecutor:
         self._watched = False
 
     def _fail_all(self, error: BackendUnavailable) -> None:
-        for call in (*self._sent.values(), *self._sending):
-            self._withdraw(call)
-            self._answer(call, None, error)
+        calls = [*self._sent.values(), *self._sending, *self._waiting]
+        self._waiting.clear()
+        for call in calls:
+            self._drop(call, error)
 
     # On the loop: the connection
 
@@ -527,7 +558,9 @@ class DaskExecutor:
                 address = await self._cluster.address()
             self._client = await self._new_client(address)
         try:
-            self._had_workers = bool(await asyncio.wait_for(self._client.nthreads(), CONNECT_SECONDS))
+            threads = await asyncio.wait_for(self._client.nthreads(), CONNECT_SECONDS)
+            self._had_workers = bool(threads)
+            self._most_sent = SENT_EACH * max(self._workers, sum(threads.values()))
             self._client.subscribe_topic(self._topic, self._hear)
             if self._hooks:
                 plugin = hooks_plugin(self._topic, self._hooks)
