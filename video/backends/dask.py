@@ -86,6 +86,9 @@ SEND_SECONDS = 0.002
 """Our client's pause between messages. With its own, 10 ms, 30 short calls took 160 ms instead of 110."""
 SENT_EACH = 2
 """Calls with the scheduler for each thread of its workers: one that runs, and one to hide the way."""
+FETCH_SECONDS = 1.0
+"""How long a connection to a worker of our own may take, for a result: one that has just died is tried for as
+long, before the scheduler has the call run again."""
 LATE_SECONDS = 0.25
 """A worker's nanny may tell of its death before the last event from the worker itself is read."""
 MOST_RESENT = 3
@@ -582,6 +585,8 @@ class DaskExecutor:
             )
             await asyncio.wait_for(client, 2 * CONNECT_SECONDS)
             client.scheduler_comm.interval = SEND_SECONDS
+            if self._cluster is not None:
+                client.rpc.timeout = FETCH_SECONDS
         except Exception as error:
             if client is not None:
                 with contextlib.suppress(Exception):
