@@ -109,14 +109,6 @@ KNOWN = {
     ("async:coroutines", "spin"): "a coroutine that blocks the loop uses up its neighbours' time, too",
     ("async:coroutines", "sleep"): "a coroutine that blocks the loop uses up its neighbours' time, too",
     (
-        "dask",
-        "hold the lock",
-    ): "hangs: the event that says when the call began does not leave its worker any more",
-    (
-        "joblib",
-        "held by lock",
-    ): "a worker that watches its parent itself cannot while a call keeps the lock",
-    (
         "process:spawn",
         "held by lock",
     ): "a worker that watches its parent itself cannot while a call keeps the lock",

@@ -116,12 +116,6 @@ class Board(_Mapped):
             if cells[STATE] == state and cells[COUNT] == count:
                 return state, position, since
 
-    def held(self) -> Ran:
-        """What is on the board, for who knows nothing of what went up the pipe before."""
-        base = int(self._cells[BASE])
-        ran = self.records(base)
-        return ran._replace(positions=range(base, base + len(ran.values)))
-
     def records(self, known: int) -> Ran:
         """What finished after the first `known` items, whose results have come up the pipe. A result
         that does not unpickle here is an error of its own item."""
@@ -145,13 +139,11 @@ class Desk(_Mapped):
     """The worker's view.
 
     :param send_part: sends results of the chunk up the pipe before it has ended.
-    :param long_seconds: results of items that took longer go up the pipe, and not on the board.
     """
 
-    def __init__(self, fd: int, send_part: Callable[[Ran], None], long_seconds: float = LONG_SECONDS) -> None:
+    def __init__(self, fd: int, send_part: Callable[[Ran], None]) -> None:
         super().__init__(fd)
         self._send_part = send_part
-        self._long_seconds = long_seconds
 
     def begin(self) -> None:
         """A call is unpickled and starts."""
@@ -169,7 +161,7 @@ class Desk(_Mapped):
         values: list[Any] = []
         seconds: list[float] = []
         errors: list[tuple[int, BaseException, str]] = []
-        dumps, clock, long_seconds = pickle.dumps, time.monotonic, self._long_seconds
+        dumps, clock = pickle.dumps, time.monotonic
         many, left, count, at = len(items) > 1, len(items), 0, DATA
         self._memory.seek(DATA)
         start = starts[0] = clock()
@@ -190,7 +182,7 @@ class Desk(_Mapped):
             start = end
             if many:
                 data = None
-                if took < long_seconds:
+                if took < LONG_SECONDS:
                     data = dumps(record, 5) if type(record) in _SCALARS else _small(record)
                 if data is not None and at + len(data) <= SIZE and count < MOST_RECORDS:
                     at += write(data)

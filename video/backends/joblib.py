@@ -1,12 +1,13 @@
 """loky's worker processes, as joblib has them: for programs that use joblib already.
 
-    submit -> generation (one loky executor) -> worker: the call, on a board of its own
-           <- its result; or the whole generation is broken
+    submit -> [waiting] -> generation: a loky executor --> worker: the call, in a place of shared memory
+           <- answer <---- or the executor is broken, with all its calls
 
-The executor is ours alone, not the one that joblib shares between all callers of a program. When one of its
-workers dies, loky ends them all; so each call has a board (`_board`), which its worker reaches by way of this
-process's descriptor. It tells which items ran when that happened, and what had finished. Who died first
-nobody can tell, so those items are suspects. Calls that had not begun go to the next generation, unseen.
+The executor is ours alone, not the one that joblib shares between all callers of a program. It gets a call
+only shortly before a worker takes it; what waits, waits here. When one of its workers dies, loky ends them
+all, and the next call goes to a new generation. Of each call that was running, its place (`_loky`) tells what
+had finished and which item ran: that of the dead worker is to blame, those of its neighbours run again, each
+alone. Calls that had not begun go to the next generation as if nothing had happened.
 
 A worker cannot be killed by itself. A call that is given up retires its generation: new calls go to a fresh
 one, and when the neighbours of the stuck call are done, the old one's workers are killed.
@@ -15,422 +16,584 @@ one, and when the neighbours of the stuck call are done, the old one's workers a
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib.util
 import os
-import re
+import select
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future
-from concurrent.futures import InvalidStateError as Settled
 from typing import Any, ClassVar
 
 import video.scope as scope
-from video.backends import _board, _pickling, _worker
-from video.backends._chunk import ChunkLost, Ran, joined
-from video.backends._pool import initializer_failed
-from video.backends.base import Traits
+from video.backends import _board, _loky, _memory, _nursery, _pickling, _worker
+from video.backends.base import ChunkLost, Ran, Traits, arrived, run_packed
 from video.config import ParallelConfig
-from video.errors import BackendUnavailable, ItemCancelled, WorkerDied
+from video.errors import (
+    BackendUnavailable,
+    NotPicklable,
+    RemoteTraceback,
+    WorkerDied,
+    WorkerOutOfMemory,
+)
 from video.events import logger
 
 if importlib.util.find_spec("joblib") is None:  # importing it takes long, so that waits until it is used
     raise ModuleNotFoundError("No module named 'joblib'", name="joblib")
 
-MOST_MOVES = 5
-"""Generations that may break under a call before it has begun; then it is a suspect like others."""
+LOAD_SECONDS = 60.0
+"""How long a worker may take to import what a call needs before its time limit starts all the same."""
 TRANSFER_SECONDS = 600.0
-"""How long a result may take to cross before the item's time limit counts it."""
-KILL_SECONDS = 2.0
-"""How long a worker may take to be gone after SIGKILL."""
+"""How long a result may take to cross: the time limit is for the item, not for the size of its result."""
+LEAVE_SECONDS = 2.0
+"""How long idle workers may take to leave before they are killed, and killed ones to be gone."""
+GUARD = """read -r dismissed && exit
+sleep 2.5
+for pid; do grep -qs popen_loky "/proc/$pid/cmdline" && kill -s KILL -- "-$pid"; done"""
+"""For `_guard`: later than the workers themselves (`_worker.die_with`), and only what is still a worker."""
 END_SECONDS = 10.0
-"""How long closing waits for a generation to end."""
+"""How long closing waits for workers that do not even end when they are killed."""
+EACH = 2
+"""Calls that loky has for each worker. With one, workers idle on the way to and fro: a call took 0.4 ms
+instead of 0.3."""
+MOST_STILLBORN = 3
+"""Generations in a row of which no worker took a call; the engine has then broken down."""
+
+
+class _Call(Future[Any]):
+    """A call and its future in one. It is pending until its answer is there: nobody says when it is taken."""
+
+    def __init__(self, executor: JoblibExecutor, packed: bytes) -> None:
+        super().__init__()
+        self.executor = executor
+        self.packed = packed
+        self.generation: _Generation | None = None
+        self.place: _loky.Place | None = None
+        self.handed = 0.0
+        """`time.monotonic()` when loky got it."""
+        self.given_up = False
+        self.recalled = False
+        """It had not been taken when its generation was retired."""
+
+    def cancel(self) -> bool:
+        """Possible until a worker has taken it."""
+        if not self.executor.recall(self):
+            return self.cancelled()
+        cancelled = super().cancel()
+        self.set_running_or_notify_cancel()  # tells who waits for it
+        return cancelled
 
 
 class JoblibExecutor:
     def __init__(self, workers: int, config: ParallelConfig) -> None:
+        self._owner = os.getpid()
+        """What the program forks must not end our workers, nor wait for a lock that nobody there releases."""
         self._workers = workers
-        self._lock = threading.RLock()
-        self._queue: deque[_Call] = deque()
-        """Calls that wait. loky gets no more than its workers can run: it stumbles over calls that are
-        cancelled, or that wait when it is told to kill."""
-        self._generations: list[_Generation] = []
-        """Those that are not ended; only the last may take calls."""
-        self._boards: list[_Shared] = []
-        """Boards that no call uses."""
-        self._ends: list[threading.Thread] = []
-        self._closed = False
-        self._drained = threading.Event()
-        """Closed, and no call is left."""
         threads = config.threads_per_worker or max(1, scope.usable_cpus() // workers)
         self._environment = _worker.thread_environment(threads, dict(os.environ))
         hooks = config.initializer, config.finalizer
         self._hooks = _pickling.dumps_by_value(hooks) if any(hooks) else b""
-        self._open_generation()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        """Told of each call that is answered, and of each generation that has ended."""
+        self._waiting: deque[_Call] = deque()
+        self._running: set[_Call] = set()
+        """Calls that loky has and that are not given up."""
+        self._generations: set[_Generation] = set()
+        """Those that have not ended."""
+        self._newest: _Generation | None = None
+        """The one that takes calls."""
+        self._ends: list[threading.Thread] = []
+        self._closed = False
+        self._stillborn = 0
+        self._memory_deaths = _memory.deaths()
+        self._open()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
-        call = _Call(fn, args)
+        """
+        :raises NotPicklable: if the call cannot cross.
+        """
+        call = _Call(self, (_pickling.dumps if fn is run_packed else _pickling.dumps_by_value)((fn, args)))
         with self._lock:
             if self._closed:
                 raise RuntimeError("this executor is closed")
-            self._queue.append(call)
-            self._pump()
+            self._waiting.append(call)
+        self._hand_out()
         return call
 
     def running(self, call: Future[Any]) -> tuple[int, float] | None:
+        """A worker that still imports what the call needs, or already sends what it returned, has its
+        clock put off."""
         assert isinstance(call, _Call)
         with self._lock:
-            if call.board is None:
+            if call not in self._running or call.place is None or not call.place.worker():
                 return None
-            state, position, since = call.board.board.state()
+            state, position, since = call.place.state()
         if state == _board.NOT_BEGUN:
-            return None
-        # What its result takes to cross is not its time.
+            return 0, call.handed + LOAD_SECONDS
         return position, since if state == _board.RUNNING else since + TRANSFER_SECONDS
 
-    def kill(self, call: Future[Any]) -> None:
-        """Give up a call: its generation ends once its other calls are done."""
-        assert isinstance(call, _Call)
-        with self._lock:
-            generation = next((one for one in self._generations if call in one.calls), None)
-            if call in self._queue:  # its generation broke before it began
-                self._queue.remove(call)
-            elif generation is None or call.given_up:
-                return
-            else:
-                call.given_up = generation.over = True
-                self._end_if_over(generation)
-            self._pump()
-        _settle(call, error=ItemCancelled("it was given up"))
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        waiting: list[_Call] = []
-        with self._lock:
-            self._closed = True
-            if cancel_futures:
-                waiting = list(self._queue)
-                self._queue.clear()
-                for generation in self._generations:
-                    for call in generation.calls:
-                        call.given_up = True
-            self._end_if_drained()
-        for call in waiting:
-            if call.cancel():
-                call.set_running_or_notify_cancel()  # tells those who wait for it
-            else:  # it had begun to move to another generation
-                _settle(call, error=ItemCancelled("its engine was closed"))
-        if wait:
-            self._drained.wait()
-            for end in list(self._ends):
-                end.join(END_SECONDS if cancel_futures else None)
-
-    def _open_generation(self) -> _Generation:
-        from joblib.externals.loky import ProcessPoolExecutor
-
-        executor = ProcessPoolExecutor(
-            self._workers,
-            env=self._environment,
-            initializer=_prepare,
-            initargs=(os.getpid(), self._hooks),
-        )
-        self._generations.append(_Generation(executor))
-        return self._generations[-1]
-
-    def _newest(self) -> _Generation:
-        """One that takes calls."""
-        if self._generations and not self._generations[-1].over:
-            return self._generations[-1]
-        return self._open_generation()
-
-    def _pump(self) -> None:
-        """Send what waits to workers that are free."""
-        while self._queue:
-            try:
-                generation = self._newest()
-            except Exception as error:  # noqa: BLE001  # no semaphores, no descriptors
-                _settle(self._queue.popleft(), error=BackendUnavailable(f"loky cannot start ({error})"))
-                continue
-            if len(generation.calls) >= self._workers:
-                return
-            call = self._queue.popleft()
-            if call.moves or call.set_running_or_notify_cancel():
-                self._send(call, generation)
-
-    def _send(self, call: _Call, generation: _Generation) -> None:
-        call.board = self._boards.pop() if self._boards else _shared()
-        if call.board is not None:
-            call.board.board.reset()
-        place = None if call.board is None else call.board.place
-        try:
-            inner = generation.executor.submit(_run, place, call.fn, call.args)
-        except Exception as error:  # noqa: BLE001  # it broke just now, or can have no more (the program ends)
-            generation.over = True
-            self._take_back(call)
-            self._end_if_over(generation)
-            if isinstance(error, BrokenExecutor) and call.moves < MOST_MOVES:
-                call.moves += 1
-                self._queue.appendleft(call)
-            else:
-                _settle(call, error=BackendUnavailable(f"loky takes no calls ({error})"))
-            return
-        generation.calls.add(call)
-        inner.add_done_callback(functools.partial(self._ended, generation, call))
-
-    def _ended(self, generation: _Generation, call: _Call, inner: Future[Any]) -> None:
-        """In a thread of loky's."""
-        result, moved = None, False
-        error = inner.exception()
-        with self._lock:
-            generation.calls.discard(call)
-            if isinstance(error, BrokenExecutor):
-                generation.over = True
-                generation.kill()
-                moved = self._move(call)
-                if not moved:
-                    error = _lost(call, error)
-            elif error is None:
-                result = inner.result()
-            if call.given_up:
-                self._discard_board(call)  # perhaps its worker is only just being killed
-            else:
-                self._take_back(call)
-            self._end_if_over(generation)
-            self._pump()
-            self._end_if_drained()
-        if not moved:
-            _settle(call, result, error)
-
-    def _move(self, call: _Call) -> bool:
-        """To the next generation, if it had not begun."""
-        if call.given_up or call.moves >= MOST_MOVES or call.board is None:
+    def recall(self, call: _Call) -> bool:
+        """Forget a call; False if a worker may have taken it."""
+        if os.getpid() != self._owner:
             return False
-        if call.board.board.state()[0] != _board.NOT_BEGUN:
-            return False
-        call.moves += 1
-        self._queue.appendleft(call)
+        with self._lock:
+            if call in self._waiting:
+                self._waiting.remove(call)
+                return True
+            if call not in self._running or call.place is None or not call.place.recall():
+                return False
+            self._running.discard(call)
+            call.given_up = True
+        self._hand_out()
         return True
 
-    def _take_back(self, call: _Call) -> None:
-        """Its worker is done with the board, or will never have it."""
-        board, call.board = call.board, None
-        if board is not None:
-            self._boards.append(board)
+    def kill(self, call: Future[Any]) -> None:
+        """Give up a call that runs; its generation ends once its other calls are done."""
+        assert isinstance(call, _Call)
+        if os.getpid() != self._owner:
+            return
+        with self._lock:
+            if call not in self._running or call.place is None or call.generation is None:
+                return
+            self._running.discard(call)
+            call.given_up = True
+            state, position, _ = call.place.state()
+            self._retire(call.generation)
+        begun = state in (_board.RUNNING, _board.SENDING)
+        lost = ChunkLost(WorkerDied("it was given up"), Ran([], [], []), position if begun else None)
+        call.set_exception(lost)
+        self._hand_out()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the workers. With `cancel_futures`, what waits is cancelled, and what runs is killed."""
+        if os.getpid() != self._owner:
+            return
+        with self._lock:
+            self._closed = True
+            calls = [*self._waiting, *self._running] if cancel_futures else []
+        running = [call for call in calls if not call.cancel()]
+        for call in running:
+            self.kill(call)
+        self._hand_out()
+        if wait:
+            limit = END_SECONDS if cancel_futures else None
+            with self._changed:
+                self._changed.wait_for(lambda: not self._generations, limit)
+                ends = list(self._ends)
+            for end in ends:
+                end.join(limit)
+
+    # Calls on their way
+
+    def _hand_out(self) -> None:
+        """Give waiting calls to loky, as many as keep its workers busy."""
+        while True:
+            failure: Exception | None = None
+            with self._lock:
+                call = self._next()
+                if call is None:
+                    if self._closed and not self._running and self._newest is not None:
+                        self._retire(self._newest)
+                    return
+                try:
+                    generation, place, inner = self._give(call)
+                except Exception as error:  # noqa: BLE001  # loky fails in many ways, and so does the system
+                    failure = BackendUnavailable(f"it cannot start a call ({error})", subject="joblib")
+                    failure.__cause__ = error
+            # Not under the lock: whoever waits for the call is told at once.
+            if failure is not None:
+                call.set_exception(failure)
+            else:
+                attached = threading.Event()
+                inner.add_done_callback(functools.partial(self._answered, generation, call, place, attached))
+                attached.set()
+
+    def _next(self) -> _Call | None:
+        room = self._newest is None or self._newest.free
+        if self._waiting and room and len(self._running) < EACH * self._workers:
+            return self._waiting.popleft()
+        return None
+
+    def _give(self, call: _Call) -> tuple[_Generation, _loky.Place, Future[Any]]:
+        self._running.add(call)
+        for last_try in (False, True):
+            generation = self._newest or self._open()
+            try:
+                place, inner = generation.take(call)
+            except BaseException as error:
+                # Perhaps a worker died while it had nothing to do; then the next generation has it.
+                generation.broken = True
+                self._retire(generation)
+                if last_try or not isinstance(error, BrokenExecutor):
+                    self._running.discard(call)
+                    raise
+            else:
+                break
+        return generation, place, inner
+
+    def _answered(
+        self,
+        generation: _Generation,
+        call: _Call,
+        place: _loky.Place,
+        attached: threading.Event,
+        inner: Future[Any],
+    ) -> None:
+        """In a thread of loky's, and before loky ends the workers of a broken executor; if not `attached`,
+        in ours, and perhaps after that."""
+        result, error = None, inner.exception()
+        broken = isinstance(error, BrokenExecutor)
+        if broken:
+            generation.end_workers(sure=attached.is_set())  # now nothing changes any more in its places
+        with self._lock:
+            wanted = call in self._running
+            self._running.discard(call)  # from here on, a kill comes too late
+            if broken and not generation.broken:
+                generation.broken = True
+                self._stillborn = 0 if generation.has_lived() else self._stillborn + 1
+        again = False
+        if wanted and broken:
+            error = self._lost(generation, place)
+            again = error is None
+        elif wanted and error is None:
+            kind, at, size = inner.result()
+            again = kind == _loky.DECLINED
+            result, error = _read(kind, place.read(at, size))
+        unfinished: set[str] = set()
+        with self._lock:
+            generation.calls.discard(call)
+            call.generation = call.place = None
+            if again:
+                self._waiting.appendleft(call)
+            else:
+                call.packed = b""
+            if broken:
+                self._retire(generation)
+                if not generation.gone:
+                    unfinished = place.unfinished()
+            elif not generation.gone:
+                self._stillborn = 0
+                generation.give_back(place)
+            self._end_if_over(generation)
+            self._changed.notify_all()
+        for path in unfinished:
+            scope.remove(path)
+        self._hand_out()
+        if wanted and error is not None:
+            call.set_exception(error)
+        elif wanted and not again:
+            call.set_result(result)
+
+    def _lost(self, generation: _Generation, place: _loky.Place) -> BaseException | None:
+        """What becomes of a call whose generation broke. None: it is as good as new."""
+        code = generation.deaths.get(place.worker())
+        state, position, _ = place.state()
+        if code is None and state == _board.NOT_BEGUN:
+            if self._stillborn < MOST_STILLBORN:
+                return None
+            return BackendUnavailable(
+                "worker processes die before they are ready",
+                subject="joblib",
+                cure="Look at what they wrote to standard error, or use the thread engine.",
+            )
+        try:
+            finished = place.kept()
+        except ChunkLost as lost:
+            return lost
+        begun = state in (_board.RUNNING, _board.SENDING) and position >= len(finished.values)
+        # Of its neighbours, nobody knows what they would have done to their workers.
+        certain = code is not None or not begun
+        return ChunkLost(self._death(code), finished, position if begun else None, certain=certain)
+
+    def _death(self, code: int | None) -> WorkerDied:
+        if code is None:
+            return WorkerDied("loky ended its worker process, since another one had died")
+        if code == -signal.SIGKILL:
+            before, self._memory_deaths = self._memory_deaths, _memory.deaths()
+            if self._memory_deaths > before:
+                return WorkerOutOfMemory(
+                    "the system killed its worker process for want of memory",
+                    exitcode=code,
+                    cure="Use fewer workers, or smaller items.",
+                )
+        how = f"ended with exit code {code}"
+        if code < 0:
+            with contextlib.suppress(ValueError):
+                how = f"was killed by {signal.Signals(-code).name}"
+        return WorkerDied(f"its worker process {how}", exitcode=code)
+
+    # Generations; all under the lock, but for `_end`
+
+    def _open(self) -> _Generation:
+        """
+        :raises OSError: if there is no shared memory, or are no semaphores.
+        """
+        self._newest = _Generation(self._workers, self._environment, self._hooks)
+        self._generations.add(self._newest)
+        return self._newest
+
+    def _retire(self, generation: _Generation) -> None:
+        """It takes no more calls."""
+        generation.retired = True
+        if self._newest is generation:
+            self._newest = None
+        for call in generation.calls:
+            if not call.given_up and call.place is not None:
+                call.recalled = call.place.recall()  # its worker, if one is ever free, sends it back
+        self._end_if_over(generation)
 
     def _end_if_over(self, generation: _Generation) -> None:
-        """End a generation that takes no calls, once none of its calls is waited for."""
-        if not generation.over or generation not in self._generations:
+        if not generation.retired or generation.ending:
             return
-        if all(call.given_up for call in generation.calls):
-            self._generations.remove(generation)
-            end = threading.Thread(target=self._end, args=(generation,), name="video-joblib-end", daemon=True)
-            self._ends = [one for one in self._ends if one.is_alive()] + [end]
-            end.start()
-
-    def _end_if_drained(self) -> None:
-        if self._closed and not self._queue:
-            for generation in list(self._generations):
-                generation.over = True
-                self._end_if_over(generation)
-            if not self._generations:
-                while self._boards:
-                    self._boards.pop().close()
-                self._drained.set()
+        if not all(call.given_up or call.recalled for call in generation.calls):
+            return
+        generation.ending = True
+        end = threading.Thread(target=self._end, args=(generation,), name="video-joblib-end", daemon=True)
+        self._ends = [one for one in self._ends if one.is_alive()] + [end]
+        end.start()
 
     def _end(self, generation: _Generation) -> None:
-        stuck = list(generation.calls)
         try:
-            generation.executor.shutdown(wait=True, kill_workers=bool(stuck))
+            generation.end()
         except Exception:  # noqa: BLE001  # loky's own affairs; its workers watch their parent
             logger.debug("a loky executor ended badly", exc_info=True)
-        for call in stuck:
-            _settle(call, error=ItemCancelled("its engine was closed"))
-        with self._lock:
-            for call in stuck:
-                self._discard_board(call)
-
-    def _discard_board(self, call: _Call) -> None:
-        board, call.board = call.board, None
-        if board is not None:
-            board.close()
-
-
-class _Call(Future[Any]):
-    """A call on its way through one generation or more."""
-
-    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        super().__init__()
-        self.fn = fn
-        self.args = args
-        self.board: _Shared | None = None
-        self.moves = 0
-        """Generations that broke before it had begun."""
-        self.given_up = False
+        with self._changed:
+            # Threads of loky's and callers' may still read in its places.
+            self._changed.wait_for(lambda: not generation.calls, LEAVE_SECONDS)
+            generation.close()
+            self._generations.discard(generation)
+            self._changed.notify_all()
 
 
 class _Generation:
-    """One loky executor, until it breaks or is retired."""
+    """One loky executor, until it breaks or is retired.
 
-    def __init__(self, executor: Any) -> None:
-        self.executor = executor
-        self.calls: set[_Call] = set()
-        self.over = False
-        self._killed = False
-
-    def kill(self) -> None:
-        """End its workers before their boards are read. loky does so too, but only after it has failed the
-        calls, and until then a worker may begin what is just being given to the next generation."""
-        if self._killed:
-            return
-        self._killed = True
-        for process in list(self.executor._processes.values()):
-            with contextlib.suppress(OSError, AttributeError):
-                if process.exitcode is None:  # not reaped, so its number is nobody else's
-                    _kill_group(process.pid)
-                    process.join(KILL_SECONDS)
-
-
-class _Shared:
-    """A board, and where its worker finds it: a file without a name, so that nothing is left behind.
-
-    :raises OSError: if there is no shared memory, or no such way to it (macOS).
+    :raises OSError, ImportError, NotImplementedError: if the system lacks what it needs.
     """
 
-    def __init__(self) -> None:
-        self._fd = _board.create()
-        path = f"/proc/{os.getpid()}/fd/{self._fd}"
+    def __init__(self, workers: int, environment: dict[str, str], hooks: bytes) -> None:
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        self.places: list[_loky.Place] = []
+        self.processes: list[Any] = []
+        self.calls: set[_Call] = set()
+        """Those that have not been answered, given up or not."""
+        self.deaths: dict[int, int] = {}
+        """Exit codes of the workers that died first, by process id; empty: nobody knows."""
+        self.broken = False
+        self.retired = False
+        self.ending = False
+        self.gone = False
+        self._started = False
+        self._lived = False
+        self._watcher: threading.Thread | None = None
+        self._killing = threading.Lock()
+        self._killed = False
         try:
-            # By its inode a worker that comes late sees that the descriptor is another's now.
-            self.place = path, os.stat(path).st_ino
-            self.board = _board.Board(self._fd)
-        except OSError:
-            os.close(self._fd)
+            for number in range(EACH * workers):
+                self.places.append(_loky.Place(number))
+            fds = _loky.Inherited([place.fd for place in self.places])
+            self._executor = ProcessPoolExecutor(
+                workers,
+                context=_context(self.processes),
+                initializer=_loky.start,
+                initargs=(os.getpid(), fds, hooks),
+                env=environment,
+            )
+        except BaseException:
+            self.close()
             raise
+        self.free = list(self.places)
+
+    def take(self, call: _Call) -> tuple[_loky.Place, Future[Any]]:
+        """:raises Exception: whatever loky does when it is broken, or cannot start its workers."""
+        place = self.free.pop()
+        place.load(call.packed)
+        call.generation, call.place, call.handed, call.recalled = self, place, time.monotonic(), False
+        if self._started:
+            inner = self._executor.submit(_loky.run, place.number, len(call.packed))
+        else:
+            inner = self._start(place.number, len(call.packed))
+        self.calls.add(call)
+        return place, inner
+
+    def _start(self, number: int, size: int) -> Future[Any]:
+        """The first call, which starts the workers."""
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()  # loky would do so now, and that may lift the mask
+        # Ctrl-C is ours to handle; until the workers see to that themselves, what they inherit does.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            inner: Future[Any] = self._executor.submit(_loky.run, number, size)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            for place in self.places:
+                os.set_inheritable(place.fd, False)
+        self._started = True
+        if hasattr(os, "pidfd_open"):
+            self._watcher = threading.Thread(target=self._watch, name="video-joblib-watch", daemon=True)
+            self._watcher.start()
+        return inner
+
+    def _watch(self) -> None:
+        """Clear up after each worker that ends. loky sees a death by the end of a pipe, and what the worker
+        has forked may hold that open."""
+        guard = _guard([one.pid for one in self.processes])
+        poll, fds = select.poll(), set()
+        with contextlib.suppress(OSError):  # Linux before 5.3 has no such thing
+            for one in self.processes:
+                fds.add(fd := os.pidfd_open(one.pid))
+                poll.register(fd, select.POLLIN)
+        while fds:
+            for fd, _ in poll.poll():
+                self._clear_up()
+                poll.unregister(fd)
+                fds.discard(fd)
+                os.close(fd)
+        if guard is not None:
+            guard.communicate(b"\n")
+
+    def give_back(self, place: _loky.Place) -> None:
+        self._lived = True
+        place.unload()
+        self.free.append(place)
+
+    def has_lived(self) -> bool:
+        """A worker of it has taken a call."""
+        return self._lived or any(place.worker() for place in self.places)
+
+    def end_workers(self, *, sure: bool = False) -> None:
+        """Kill its workers, and note who was dead before. loky does the first too, but only after it has told
+        its calls, and leaves what dead workers had started.
+
+        :param sure: loky has killed none of them yet.
+        """
+        with self._killing:
+            if self._killed:
+                return
+            self._killed = True
+            started = [one for one in list(self.processes) if one.pid is not None]
+            dead = {one.pid: one.exitcode for one in started if one.exitcode is not None}
+            self.deaths = {pid: code for pid, code in dead.items() if sure or code != -signal.SIGKILL}
+            for one in started:
+                if one.pid not in dead:
+                    _nursery.kill_tree(one.pid)
+            for one in started:
+                one.join(LEAVE_SECONDS)
+            self._clear_up()
+
+    def end(self) -> None:
+        """End its workers: in peace, if they have nothing to do."""
+        if self.calls or self.broken:
+            self.end_workers()
+        patience = threading.Timer(LEAVE_SECONDS, self.end_workers)
+        patience.daemon = True
+        patience.start()
+        try:
+            self._executor.shutdown(wait=True)
+        finally:
+            patience.cancel()
+            patience.join()
+            self._clear_up()
+            if self._watcher is not None:
+                self._watcher.join(LEAVE_SECONDS)
+            # Last, when no other thread reaps them any more: `multiprocessing` would keep such a one, and
+            # loky's semaphores with it.
+            for one in self.processes:
+                if one.pid is not None:
+                    one.join(LEAVE_SECONDS)
+            self.processes.clear()
+
+    def _clear_up(self) -> None:
+        """Kill what workers that have ended left behind in their process groups."""
+        for one in list(self.processes):
+            if one.pid is not None and one.exitcode is not None:
+                with contextlib.suppress(OSError):
+                    try:
+                        os.kill(one.pid, 0)  # the number is another's by now, and so may be the group
+                    except ProcessLookupError:
+                        os.killpg(one.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        self.board.close()
-        os.close(self._fd)
+        self.gone = True
+        for place in self.places:
+            place.close()
 
 
-def _kill_group(pid: int) -> None:
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:  # it has not made its session yet, or is gone
-        os.kill(pid, signal.SIGKILL)
-
-
-def _shared() -> _Shared | None:
+def _guard(pids: list[int]) -> subprocess.Popen[bytes] | None:
+    """A process that kills these workers once ours is gone. They do so themselves, but for one whose item
+    keeps the interpreter's lock. A line on its standard input dismisses it."""
     with contextlib.suppress(OSError):
-        return _Shared()
+        return subprocess.Popen(  # noqa: S603  # our own words
+            ["/bin/sh", "-c", GUARD, "sh", *map(str, pids)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
     return None
 
 
-def _settle(call: _Call, result: Any = None, error: BaseException | None = None) -> None:
-    with contextlib.suppress(Settled):  # somebody else was quicker
-        if not call.done():  # given up or cancelled, otherwise
-            if error is None:
-                call.set_result(result)
-            else:
-                call.set_exception(error)
+def _context(processes: list[Any]) -> Any:
+    """loky's way to start workers, which adds each to the list."""
+    from joblib.externals.loky.backend import get_context
+
+    context = copy.copy(get_context("loky"))
+    make = context.Process
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        process = make(*args, **kwargs)
+        processes.append(process)
+        return process
+
+    context.Process = noted
+    return context
 
 
-def _lost(call: _Call, error: BaseException) -> ChunkLost:
-    """Its generation broke while it ran; the board stays unused, for its worker may still write on it."""
-    codes = re.findall(r"([A-Z]+)\((-?\d+)\)", str(error))  # of the workers that loky found dead first
-    how = ", ".join(f"{name} {code}" for name, code in codes) or error
-    death = WorkerDied(
-        f"a worker of its loky executor died ({how})",
-        exitcode=int(codes[0][1]) if len(codes) == 1 else None,
-    )
-    if call.board is None:
-        return ChunkLost(death, Ran([], [], []), certain=False)
-    finished, (state, position, _) = call.board.board.held(), call.board.board.state()
-    call.board.close()
-    call.board = None
-    return ChunkLost(death, finished, None if state == _board.NOT_BEGUN else position, certain=False)
-
-
-# In the worker
-
-
-class _Desk(_board.Desk):
-    """There is no pipe for parts: they wait here, and whatever has room is on the board."""
-
-    def __init__(self, fd: int) -> None:
-        self._parts: list[Ran] = []
-        super().__init__(fd, self._parts.append, long_seconds=float("inf"))
-
-    def run(self, task: Callable[[Any], Any], items: Any) -> Ran:
-        self._parts.clear()
-        rest = super().run(task, items)
-        return joined([*self._parts, rest])
-
-
-_initializer_error: BaseException | None = None
-
-
-def _prepare(parent: int, hooks: bytes) -> None:
-    """A worker starts."""
-    global _initializer_error
-    with contextlib.suppress(OSError):
-        os.setsid()  # Ctrl-C is the parent's to handle, and a kill is to take its own children along
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _worker.die_with(parent)
-    from joblib.externals.loky import process_executor
-
-    # It would replace a worker that has grown by 300 MB, which a few decoded pictures do.
-    process_executor._MAX_MEMORY_LEAK_SIZE = float("inf")
-    if hooks:
-        try:
-            initializer, finalizer = _pickling.loads(hooks)
-            if initializer is not None:
-                initializer()
-            if finalizer is not None:
-                from multiprocessing.util import Finalize
-
-                Finalize(None, finalizer, exitpriority=1)
-        except BaseException as error:  # noqa: BLE001  # every call will say so
-            _initializer_error = error
-
-
-def _run(place: tuple[str, int] | None, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    if _initializer_error is not None:
-        raise initializer_failed(_initializer_error)
-    desk = None if place is None else _desk(*place)
-    if desk is None:
-        return fn(*args)
+def _read(kind: int, answer: bytes) -> tuple[Any, BaseException | None]:
+    """An answer: (result, error)."""
+    if kind in (_loky.BYTES, _loky.DECLINED):
+        return answer, None
+    if kind in (_loky.UNREADABLE, _loky.BROKEN):
+        text = answer.decode()
+        last = text.strip().splitlines()[-1]
+        failure: Exception = BackendUnavailable(f"the initializer of its workers failed ({last})")
+        if kind == _loky.UNREADABLE:
+            failure = NotPicklable(
+                f"does not unpickle in a worker process ({last})",
+                cure="Pass plain data such as paths, or use the thread engine.",
+            )
+        failure.__cause__ = RemoteTraceback(text)
+        return None, failure
     try:
-        with scope.entered(scope.Slot(board=desk)):
-            desk.begin()
-            result = fn(*args)
-            desk.send()
-            return result
-    finally:
-        desk.close()
-
-
-def _desk(path: str, inode: int) -> _Desk | None:
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        return _Desk(fd) if os.fstat(fd).st_ino == inode else None
-    finally:
-        os.close(fd)
+        value = _pickling.loads(answer)
+        return (value, None) if kind == _loky.DONE else (None, arrived(*value))
+    except Exception as error:  # noqa: BLE001  # whatever the result's own code raises
+        failure = _board.unreadable(error)
+        failure.__cause__ = error
+        return None, failure
 
 
 class JoblibBackend:
     traits: ClassVar[Traits] = Traits(
-        start=0.25, call=2.5e-4, own_gil=True, pickles=True, coroutines=False, kills=False, remote=False
+        start=0.4, call=2.2e-4, own_gil=True, pickles=True, coroutines=False, kills=False, remote=False
     )
 
     def __init__(self, config: ParallelConfig) -> None:
         self._config = config
 
     def open(self, workers: int) -> JoblibExecutor:
+        if sys.platform == "win32":
+            raise BackendUnavailable("needs Linux or macOS", subject="joblib", cure="Use the thread engine.")
         try:
             return JoblibExecutor(workers, self._config)
-        except (OSError, ImportError, NotImplementedError) as error:  # no semaphores, for one
+        except (OSError, ImportError, NotImplementedError, RuntimeError) as error:  # no semaphores, for one
             raise BackendUnavailable(f"loky cannot start here ({error})", subject="joblib") from error
