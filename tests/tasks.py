@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from video import scope
+from video.errors import DownloadFailed
 
 
 def double(x: int) -> int:
@@ -70,6 +71,17 @@ def unloadable_on_3(x: int) -> int:
     if x == 3:
         raise Unloadable("a", "b")
     return x
+
+
+def fail_beside_tblib(x: int) -> int:
+    """Fails out of an error that cannot cross, where tblib, which Dask installs, takes such errors along."""
+    import tblib.pickling_support
+
+    tblib.pickling_support.install()
+    try:
+        raise OSError(open(os.devnull))  # noqa: SIM115, PTH123  # a file that is open does not pickle
+    except OSError:
+        raise DownloadFailed("is gone", subject=str(x), status=404) from None
 
 
 class Stubborn:

@@ -193,6 +193,15 @@ def test_a_time_limit_holds_for_each_call() -> None:
     assert [n for n, error in enumerate(errors) if isinstance(error, ItemTimeout)] == [3]
 
 
+@pytest.mark.parametrize("engine", ["serial", "thread", "process"])
+def test_a_coroutine_function_is_refused_elsewhere(engine: str) -> None:
+    with (
+        video.executor(backend=engine, max_workers=2) as pool,
+        pytest.raises(ConfigError, match='backend="async"'),
+    ):
+        pool.submit(tasks.double_later, 1)
+
+
 def test_asyncio_can_run_on_it(pool: ParallelExecutor) -> None:
     async def main() -> list[int]:
         loop = asyncio.get_running_loop()

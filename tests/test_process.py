@@ -17,7 +17,7 @@ import pytest
 from tests import tasks
 from tests.waiting import alive, until
 from video import ParallelConfig, Runner
-from video.errors import ItemTimeout, NotPicklable, RemoteError, RemoteTraceback, WorkerDied
+from video.errors import DownloadFailed, ItemTimeout, NotPicklable, RemoteError, RemoteTraceback, WorkerDied
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the process engine needs POSIX")
 
@@ -88,6 +88,12 @@ def test_a_task_that_cannot_be_pickled_is_refused_at_once(runner: Runner) -> Non
     lock = threading.Lock()
     with pytest.raises(NotPicklable, match="task"):
         runner.map(lambda _: lock, [1])
+
+
+def test_what_an_error_came_of_does_not_keep_it_from_crossing(runner: Runner) -> None:
+    (outcome,) = runner.map(tasks.fail_beside_tblib, [1])
+    assert isinstance(outcome.error, DownloadFailed)
+    assert outcome.error.status == 404
 
 
 def test_an_error_that_does_not_unpickle_arrives_by_name(runner: Runner) -> None:

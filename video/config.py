@@ -55,9 +55,10 @@ class ParallelConfig:
     finalizer: Callable[[], object] | None = None
     """Called once in each worker that leaves in peace; one that raises is logged."""
     max_items_per_worker: int | None = None
-    """A worker process that has run this many items is replaced, between two items."""
+    """A worker process that has run this many items is replaced, between two items (process engine only)."""
     max_worker_memory_mb: float | None = None
-    """A worker process that holds more MiB (resident) after an item is replaced."""
+    """A worker process that holds more MiB (resident) after a call, which is an item or a chunk of short ones, is
+    replaced (process engine only)."""
     fail: str = "isolate"
     """"isolate": an item that fails costs itself; "fast": the first failure ends the batch."""
     max_kills: int = 1

@@ -63,7 +63,8 @@ class ParallelExecutor(Executor):
         runner = Runner(config, observers=observers)
         self._calls = _Calls()
         choice = runner.choose(_call, None)
-        task = _call_and_wait if choice.backend == "async" else _call
+        self._awaits = choice.backend == "async"
+        task = _call_and_wait if self._awaits else _call
         self._stream: Stream[Any] = runner.stream(
             task, self._calls, ordered=False, backend=choice.backend, prefetch=False
         )
@@ -81,7 +82,10 @@ class ParallelExecutor(Executor):
         """A future of `fn(*args, **kwargs)`.
 
         :raises RuntimeError: after `shutdown`, or when the engine has broken down (`BackendUnavailable`).
+        :raises ConfigError: for an `async def` function, except on the async engine.
         """
+        if not self._awaits and inspect.iscoroutinefunction(fn):
+            raise ConfigError(f"{fn!r} is an `async def` function", cure='Use backend="async".')
         future: Future[T] = Future()
         started, paused = self._calls.add(future, (fn, args, kwargs))
         if not started:

@@ -149,6 +149,7 @@ class Pool:
 
     def _add_seat(self) -> None:
         """One more, if there is room for it; without any, what waits fails."""
+        seat = None
         try:
             seat = self.make_seat()
             # A daemon: a task that never ends must not keep the interpreter from ending.
@@ -157,6 +158,9 @@ class Pool:
             )
             seat.thread.start()
         except (OSError, RuntimeError) as error:  # no descriptor, no memory, no thread to be had
+            if seat is not None:
+                seat.lost = True  # nothing was initialized in it
+                self.leave(seat)
             if not self._seats:
                 reason = BackendUnavailable(f"no worker can be started ({error})")
                 for call in self._waiting():

@@ -51,13 +51,17 @@ class YtdlpSource:
         """
         if not self.claims(source):
             raise DownloadFailed("is no http or https address", subject=redact(source))
+        failure: Exception | None = None
         try:
             with yt_dlp.YoutubeDL(self._options(source, folder)) as downloader:
                 info = _single(downloader.extract_info(source, download=False), source)
                 info = downloader.process_ie_result(info, download=True)
         except (yt_dlp.utils.YoutubeDLError, UnicodeError) as error:
-            # Its errors do not cross a process border, and quote the address: only our own leave here.
-            raise _translate(error, source, folder) from None
+            failure = _translate(error, source, folder)
+        if failure is not None:
+            # Raised out here, without yt-dlp's error as its context: that one quotes the address, and holds
+            # the open connection, which no process border lets through.
+            raise failure
         files = [Path(done["filepath"]) for done in info.get("requested_downloads") or ()]
         if not files or not all(file.is_file() and file.stat().st_size for file in files):
             raise DownloadFailed("yt-dlp left no file", subject=redact(source))
