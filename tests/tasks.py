@@ -79,7 +79,7 @@ def fail_beside_tblib(x: int) -> int:
 
     tblib.pickling_support.install()
     try:
-        raise OSError(open(os.devnull))  # noqa: SIM115, PTH123  # a file that is open does not pickle
+        raise OSError(open(os.devnull))  # noqa: SIM115  # a file that is open does not pickle
     except OSError:
         raise DownloadFailed("is gone", subject=str(x), status=404) from None
 

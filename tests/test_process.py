@@ -90,8 +90,9 @@ def test_a_task_that_cannot_be_pickled_is_refused_at_once(runner: Runner) -> Non
         runner.map(lambda _: lock, [1])
 
 
-def test_what_an_error_came_of_does_not_keep_it_from_crossing(runner: Runner) -> None:
-    (outcome,) = runner.map(tasks.fail_beside_tblib, [1])
+def test_what_an_error_came_of_does_not_keep_it_from_crossing() -> None:
+    with Runner(ParallelConfig(backend="process", max_workers=1)) as runner:  # its worker is not the same after
+        (outcome,) = runner.map(tasks.fail_beside_tblib, [1])
     assert isinstance(outcome.error, DownloadFailed)
     assert outcome.error.status == 404
 

@@ -167,8 +167,8 @@ def portable(error: BaseException) -> tuple[BaseException, str]:
     from video.backends import _pickling  # only where borders are crossed
 
     text = "".join(traceback.format_exception(error))
-    # The text says it all. Plain pickle drops these, but tblib, which `distributed` installs for every kind of
-    # error, takes them along, and with them whatever those errors hold: connections, secrets, megabytes.
+    # The text says it all. Plain pickle drops these, but tblib, which `distributed` installs for every kind
+    # of error, takes them along, and with them whatever those errors hold: connections, secrets, megabytes.
     error.__cause__ = error.__context__ = error.__traceback__ = None
     try:
         _pickling.loads(_pickling.dumps(error))
