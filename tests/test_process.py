@@ -91,7 +91,8 @@ def test_a_task_that_cannot_be_pickled_is_refused_at_once(runner: Runner) -> Non
 
 
 def test_what_an_error_came_of_does_not_keep_it_from_crossing() -> None:
-    with Runner(ParallelConfig(backend="process", max_workers=1)) as runner:  # its worker is not the same after
+    # In workers of its own: they are not the same after it.
+    with Runner(ParallelConfig(backend="process", max_workers=1)) as runner:
         (outcome,) = runner.map(tasks.fail_beside_tblib, [1])
     assert isinstance(outcome.error, DownloadFailed)
     assert outcome.error.status == 404

@@ -57,7 +57,7 @@ class ParallelConfig:
     max_items_per_worker: int | None = None
     """A worker process that has run this many items is replaced, between two items (process engine only)."""
     max_worker_memory_mb: float | None = None
-    """A worker process that holds more MiB (resident) after a call, which is an item or a chunk of short ones,
+    """A worker process that holds more MiB (resident) after a call (an item, or a chunk of short ones)
     is replaced (process engine only)."""
     fail: str = "isolate"
     """"isolate": an item that fails costs itself; "fast": the first failure ends the batch."""
