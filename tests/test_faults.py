@@ -108,10 +108,6 @@ def ours(engine: Engine) -> bool:
 KNOWN = {
     ("async:coroutines", "spin"): "a coroutine that blocks the loop uses up its neighbours' time, too",
     ("async:coroutines", "sleep"): "a coroutine that blocks the loop uses up its neighbours' time, too",
-    (
-        "process:spawn",
-        "held by lock",
-    ): "a worker that watches its parent itself cannot while a call keeps the lock",
 }
 """(engine, fault) -> what is not kept yet. One that hangs is not even run."""
 

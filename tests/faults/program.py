@@ -92,12 +92,20 @@ class Lab:
         for _ in range(2):
             runner.map(self.task(items.linger), range(4 * WORKERS))
 
-    def watch(self, use: Callable[[Runner], Facts], *, segments: int = 0, **settings: Any) -> Facts:
+    def watch(
+        self, use: Callable[[Runner], Facts], *, segments: int = 0, workers: int = 0, **settings: Any
+    ) -> Facts:
         """Run `use` on a warm runner, and see what has grown; then what is left of it all once it is closed.
 
         :param segments: so many more of shared memory may be kept for use again.
+        :param workers: so many may just have been dismissed when the runner was warm, and live afterwards.
         """
-        kept = {"segments": segments, "descriptors": CONNECTIONS if self.traits.remote else 0}
+        kept = {
+            "segments": segments,
+            "descriptors": CONNECTIONS if self.traits.remote else 3 * workers,
+            "processes": 2 * workers,  # each with its guard
+            "threads": workers,
+        }
         with self.runner(**settings) as runner:
             self.warm(runner)
             before = census(shm_is_ours=self.shm_is_ours)
@@ -506,7 +514,8 @@ def recycle_by_items(lab: Lab) -> Facts:
             each[outcome.unwrap()] = each.get(outcome.unwrap(), 0) + 1
         return told(outcomes, COUNT) | {"most": max(each.values())}
 
-    return lab.watch(use, max_items_per_worker=5)
+    # A seat without a worker gets one with its next call. A leak would be of all that were replaced.
+    return lab.watch(use, workers=WORKERS, max_items_per_worker=5)
 
 
 def recycle_by_memory(lab: Lab) -> Facts:

@@ -11,6 +11,7 @@ import threading
 from typing import Protocol
 
 from video.backends import _nursery, _worker
+from video.backends._guard import Guard
 from video.backends._wire import Wire
 
 LEAVE_SECONDS = 2.0
@@ -147,7 +148,8 @@ class NurseryChild:
 
 
 class SpawnedChild:
-    """A worker with an interpreter of its own, and a thread that waits for its end."""
+    """A worker with an interpreter of its own, a thread that waits for its end, and a guard for the case that
+    this process is killed."""
 
     def __init__(self, threads: int, board_fd: int) -> None:
         self._socket, theirs = socket.socketpair()
@@ -179,6 +181,7 @@ class SpawnedChild:
         return self._process.returncode
 
     def _watch(self) -> None:
+        guard = Guard([self._process.pid], _worker.__name__)
         if hasattr(os, "waitid"):
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         else:  # macOS before Python 3.13: reaped first, so what the worker left may have to be left
@@ -189,6 +192,7 @@ class SpawnedChild:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+        guard.dismiss()
 
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

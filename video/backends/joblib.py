@@ -22,7 +22,6 @@ import importlib.util
 import os
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -33,6 +32,7 @@ from typing import Any, ClassVar
 
 import video.scope as scope
 from video.backends import _board, _loky, _memory, _nursery, _pickling, _worker
+from video.backends._guard import Guard
 from video.backends.base import ChunkLost, Ran, Traits, arrived, run_packed
 from video.config import ParallelConfig
 from video.errors import (
@@ -53,10 +53,6 @@ TRANSFER_SECONDS = 600.0
 """How long a result may take to cross: the time limit is for the item, not for the size of its result."""
 LEAVE_SECONDS = 2.0
 """How long idle workers may take to leave before they are killed, and killed ones to be gone."""
-GUARD = """read -r dismissed && exit
-sleep 2.5
-for pid; do grep -qs popen_loky "/proc/$pid/cmdline" && kill -s KILL -- "-$pid"; done"""
-"""For `_guard`: later than the workers themselves (`_worker.die_with`), and only what is still a worker."""
 END_SECONDS = 10.0
 """How long closing waits for workers that do not even end when they are killed."""
 EACH = 2
@@ -446,7 +442,7 @@ class _Generation:
     def _watch(self) -> None:
         """Clear up after each worker that ends. loky sees a death by the end of a pipe, and what the worker
         has forked may hold that open."""
-        guard = _guard([one.pid for one in self.processes])
+        guard = Guard([one.pid for one in self.processes], "popen_loky")
         poll, fds = select.poll(), set()
         with contextlib.suppress(OSError):  # Linux before 5.3 has no such thing
             for one in self.processes:
@@ -458,8 +454,7 @@ class _Generation:
                 poll.unregister(fd)
                 fds.discard(fd)
                 os.close(fd)
-        if guard is not None:
-            guard.communicate(b"\n")
+        guard.dismiss()
 
     def give_back(self, place: _loky.Place) -> None:
         self._lived = True
@@ -526,20 +521,6 @@ class _Generation:
         self.gone = True
         for place in self.places:
             place.close()
-
-
-def _guard(pids: list[int]) -> subprocess.Popen[bytes] | None:
-    """A process that kills these workers once ours is gone. They do so themselves, but for one whose item
-    keeps the interpreter's lock. A line on its standard input dismisses it."""
-    with contextlib.suppress(OSError):
-        return subprocess.Popen(  # noqa: S603  # our own words
-            ["/bin/sh", "-c", GUARD, "sh", *map(str, pids)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    return None
 
 
 def _context(processes: list[Any]) -> Any:
