@@ -749,6 +749,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="for marks on the disk")
     parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
+    # A shell without job control ignores it for what it starts in the background, and Python leaves it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.enable()  # one that hangs is ended by SIGABRT, and then says where its threads are
     engine, _, variant = options.engine.partition(":")
     lab = Lab(engine, variant, options.folder)

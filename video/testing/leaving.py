@@ -92,7 +92,9 @@ def _program(bench: Bench) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[
             "seconds": bench.stuck_seconds,
         }
         code = (
-            "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
+            # Ctrl-C, which a shell without job control has what it starts in the background ignore.
+            "import json, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+            "sys.path[:] = json.loads(sys.argv[1]);"
             "import video.testing.tasks as tasks; tasks.start_program(bytes.fromhex(sys.argv[2]))"
         )
         words = [json.dumps(sys.path), _pickling.dumps_by_value(plan).hex()]
