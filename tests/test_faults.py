@@ -105,10 +105,7 @@ def ours(engine: Engine) -> bool:
     return str(engine) == "process"
 
 
-KNOWN = {
-    ("async:coroutines", "spin"): "a coroutine that blocks the loop uses up its neighbours' time, too",
-    ("async:coroutines", "sleep"): "a coroutine that blocks the loop uses up its neighbours' time, too",
-}
+KNOWN: dict[tuple[str, str], str] = {}
 """(engine, fault) -> what is not kept yet. One that hangs is not even run."""
 
 

@@ -656,6 +656,35 @@ def test_a_chunk_that_was_killed_before_it_began_is_not_to_blame() -> None:
     assert reducer.waiting() == [1]
 
 
+def test_what_the_engine_knows_to_be_innocent_runs_again_with_the_others_and_is_never_to_blame() -> None:
+    reducer = batch(3)
+    for _ in range(3):
+        one = lease(reducer)
+        reducer.lost(one.number, ChunkLost(died(), Ran([], [], []), 0, certain=False, innocent=True))
+        assert reducer.waiting() == [0, 1, 2]
+    outcomes = drive(reducer, 3)
+    assert all(one.ok for one in outcomes)
+    assert attempts(outcomes) == [4, 1, 1]
+
+
+def test_what_ran_alone_is_not_to_blame_either_where_the_engine_knows_better() -> None:
+    reducer = batch(1)
+    one = lease(reducer)
+    reducer.lost(one.number, ChunkLost(died(), Ran([], [], []), 0, certain=False))
+    alone = lease(reducer)
+    assert alone.alone
+    reducer.lost(alone.number, ChunkLost(died(), Ran([], [], []), 0, certain=False, innocent=True))
+    outcomes = drive(reducer, 1)
+    assert [(one.ok, one.attempts) for one in outcomes] == [(True, 3)]
+
+
+def test_of_items_side_by_side_all_have_run_where_one_has() -> None:
+    reducer = batch(3, by_items=True, width=3)
+    one = lease(reducer)
+    reducer.lost(one.number, ChunkLost(died(), Ran([], [], []), 0, innocent=True))
+    assert attempts(drive(reducer, 3)) == [2, 2, 2]
+
+
 def test_a_killed_lease_is_killed_once() -> None:
     reducer = timed()
     one = lease(reducer)

@@ -222,10 +222,12 @@ class Reducer:
             self._settle(lease, lost.finished)
             error = lost.error
         self._close(lease)
-        if lease.killed:
+        if lease.killed or (lost is not None and lost.innocent):
             # For the sake of one item, and perhaps when its worker had gone on to another already.
-            if lost is not None and lost.position in self._left(lease):
-                self._record(lease.indexes[lost.position]).attempts += 1
+            if lost is not None and lost.position is not None:
+                for position in self._left(lease):
+                    if position == lost.position or self.rules.by_items:
+                        self._record(lease.indexes[position]).attempts += 1
             self._give_back(lease, lease.unbegun)
         elif lost is None or (lost.position is None and not lost.certain):
             self._suspect(lease, error)

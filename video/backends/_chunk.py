@@ -50,16 +50,24 @@ class ChunkLost(Exception):
     :param position: in the chunk, of the item that ran when it was lost; None: none had begun, or it was
         between two.
     :param certain: that item is to blame. Where a death takes other workers along (loky), nobody knows.
+    :param innocent: none of its items is, since the engine knows of another cause.
     """
 
     def __init__(
-        self, error: BaseException, finished: Ran, position: int | None = None, *, certain: bool = True
+        self,
+        error: BaseException,
+        finished: Ran,
+        position: int | None = None,
+        *,
+        certain: bool = True,
+        innocent: bool = False,
     ) -> None:
         super().__init__(str(error))
         self.error = error
         self.finished = finished
         self.position = position
         self.certain = certain
+        self.innocent = innocent
 
 
 def joined(parts: list[Ran]) -> Ran:
