@@ -270,7 +270,9 @@ def test_every_item_has_its_outcome_while_workers_are_killed_all_the_time(facts:
         # A kill costs one attempt at most, and that one may have come to nothing before its task began.
         assert facts["attempts"] <= facts["ran"] + facts["kills"]
         assert facts["attempts"] <= facts["starts"] + facts["kills"]
-        assert {attempts for *_, attempts in facts["failed"]} <= {2}
+        # Two that were killed while they ran it, or three before any had begun it.
+        assert {attempts for _, kind, attempts in facts["failed"] if kind == "Quarantined"} <= {2}
+        assert {attempts for _, kind, attempts in facts["failed"] if kind == "WorkerDied"} <= {0, 1}
 
 
 @fault("death in a chunk", exact)

@@ -384,6 +384,16 @@ def test_an_item_whose_workers_die_before_it_begins_fails_and_has_never_run() ->
     assert outcome.attempts == 0
 
 
+def test_deaths_before_an_item_begins_count_one_less_than_those_where_it_ran() -> None:
+    reducer = batch(1, max_kills=3)
+    for died_over_it in range(4):
+        assert due(reducer) == [], died_over_it
+        one = lease(reducer)
+        assert list(one.indexes) == [0]
+        reducer.lost(one.number, lost(one, 0, None))
+    assert [one.ok for one in due(reducer)] == [False]
+
+
 def test_a_divided_chunk_does_not_forget_that_a_worker_died_over_it() -> None:
     reducer = batch(2)
     one = lease(reducer)

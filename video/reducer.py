@@ -31,9 +31,6 @@ from video.errors import (
 from video.outcome import Outcome, first_runs
 from video.plan import ChunkSizes
 
-UNBEGUN_DEATHS = 2
-"""Workers that may die over one item before it has even begun; a bystander is not that unlucky twice."""
-
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -430,10 +427,10 @@ class Reducer:
         (self._alone if lease.alone else self._back).append(Waiting(indexes, items, lease.alone, unbegun))
 
     def _unbegun(self, lease: Lease, done: int, error: BaseException) -> None:
-        """A worker died between two items, or before the first: nobody is to blame, unless it happens again
-        to the same ones."""
+        """A worker died between two items, or before the first: nobody is to blame, unless it happens to the
+        same ones once more than `max_kills` allows where they ran."""
         times = lease.unbegun + 1 if done == 0 else 0
-        if times < UNBEGUN_DEATHS:
+        if times <= self.rules.max_kills:
             self._give_back(lease, times)
         elif len(lease.items) > 1:
             self._one_by_one(lease, error)
