@@ -17,6 +17,7 @@ import pytest
 from tests import tasks
 from tests.waiting import alive, until
 from video import ParallelConfig, Runner
+from video.backends.process import ProcessBackend
 from video.errors import DownloadFailed, ItemTimeout, NotPicklable, RemoteError, RemoteTraceback, WorkerDied
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the process engine needs POSIX")
@@ -60,6 +61,16 @@ def test_a_worker_killed_while_idle_costs_nothing(runner: Runner) -> None:
         os.kill(pid, signal.SIGKILL)
         until(lambda pid=pid: not Path(f"/proc/{pid}").exists())
     assert [one.value for one in runner.map(tasks.double, range(50))] == list(range(0, 100, 2))
+
+
+def test_an_executor_that_nobody_waits_for_ends_when_its_last_call_has() -> None:
+    executor = ProcessBackend(ParallelConfig()).open(1)
+    call = executor.submit(tasks.pid, 0)
+    executor.shutdown(wait=False)
+    pid = call.result(20)
+    until(lambda: not alive(pid))
+    nursery = executor._nursery
+    until(lambda: nursery is None or nursery.lost)
 
 
 def test_a_killed_fork_server_is_replaced() -> None:

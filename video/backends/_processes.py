@@ -288,8 +288,12 @@ class ProcessExecutor(Pool):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         super().shutdown(wait, cancel_futures=cancel_futures)
-        if wait and self._nursery is not None:
+        if self._nursery is None:
+            return
+        if wait:
             self._nursery.close()
+        else:  # the fork server is to end all the same, after the last seat has left
+            threading.Thread(target=self.shutdown, name="video-process-end", daemon=True).start()
 
 
 class _Unreadable(Exception):
