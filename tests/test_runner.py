@@ -26,7 +26,7 @@ from tests import tasks
 from tests.waiting import until
 from video import ParallelConfig, Runner, registry
 from video.backends.serial import SerialBackend, SerialExecutor
-from video.errors import ConfigError, ItemCancelled, ItemTimeout, RemoteTraceback, UnknownName
+from video.errors import BatchFailed, ConfigError, ItemCancelled, ItemTimeout, RemoteTraceback, UnknownName
 from video.events import Event, Kind
 
 ENGINES = ["serial", "thread", "process", "async"]
@@ -454,3 +454,18 @@ def test_a_forked_child_does_not_disturb_its_parents_workers() -> None:
             os._exit(code)
         assert os.waitpid(child, 0)[1] == 0
         assert runner.map(tasks.double, [5])[0].value == 10
+
+
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_an_error_that_cannot_say_what_it_is_can_end_a_batch() -> None:
+    def task(_: int) -> None:
+        raise Speechless
+
+    config = ParallelConfig(backend="thread", fail="fast")
+    with Runner(config) as runner, pytest.raises(BatchFailed, match="Speechless") as caught:
+        runner.map(task, range(3))
+    assert isinstance(caught.value.__cause__, Speechless)

@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from video import plan
 from video.backends.base import Executor, Ran, Traits, run_chunk, run_packed
 from video.config import ParallelConfig
-from video.errors import BatchFailed, ItemCancelled
+from video.errors import BatchFailed, ItemCancelled, described
 from video.events import Event, Kind, Observer, emit
 from video.outcome import Outcome
 from video.reducer import Lease, Reducer, Rules
@@ -317,7 +317,8 @@ class Batch(Generic[R]):
         return due
 
     def _batch_failed(self, failed: Outcome[R]) -> BatchFailed:
-        reducer = self._reducer
+        reducer, reason = self._reducer, failed.error
+        assert reason is not None
         outcomes = reducer.unhanded()
         waiting = reducer.waiting()
         running: list[int] = []
@@ -331,15 +332,14 @@ class Batch(Generic[R]):
                     later = at is not None and self._traits.exact and position > at[0]
                     (waiting if never or later else running).append(index)
         error = BatchFailed(
-            f"item {failed.index} failed, which ends the batch "
-            f"({type(failed.error).__name__}: {failed.error})",
+            f"item {failed.index} failed, which ends the batch ({described(reason)})",
             failed=failed.index,
             outcomes=outcomes,
             done=sorted(set(range(reducer.drawn)).difference(running, waiting)),
             running=running,
             waiting=sorted(waiting),
         )
-        error.__cause__ = failed.error
+        error.__cause__ = reason
         return error
 
     def _spot_check(self, checks: SpotChecks) -> None:

@@ -60,6 +60,15 @@ class VideoError(Exception):
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
+def described(error: BaseException) -> str:
+    """Kind and words of any error; what a user's own says of itself may fail."""
+    try:
+        words = str(error)
+    except Exception:  # noqa: BLE001  # whatever its `__str__` raises
+        words = ""
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
 def _rebuild(kind: type[VideoError], args: tuple[Any, ...], state: dict[str, Any]) -> VideoError:
     error = kind.__new__(kind)
     error.args = args

@@ -21,6 +21,7 @@ from video.errors import (
     SourceError,
     UnknownName,
     VideoError,
+    described,
 )
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class Registry:
 
     def _cannot_load(self, subject: str, error: Exception, origin: str | None) -> VideoError:
         return self._broken(
-            f"cannot be loaded: {type(error).__name__}: {error}",
+            f"cannot be loaded: {described(error)}",
             subject=subject,
             cure=f"Update or uninstall {origin}." if origin else None,
         )

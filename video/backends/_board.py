@@ -20,7 +20,7 @@ import time
 
 from video.backends import _pickling
 from video.backends._chunk import CHUNK_SECONDS, Ran, portable
-from video.errors import NotPicklable
+from video.errors import NotPicklable, described
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -236,6 +236,6 @@ def _small(value: Any) -> bytes | None:
 def unreadable(error: BaseException) -> NotPicklable:
     """The error of an item whose result arrived and cannot be unpickled."""
     return NotPicklable(
-        f"the result does not unpickle ({type(error).__name__}: {error})",
+        f"the result does not unpickle ({described(error)})",
         cure="Return plain data, or use the thread engine.",
     )

@@ -6,13 +6,12 @@ than all the rest of its start (benchmarks/bench_start.py).
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import namedtuple
 
 import video.scope as scope
-from video.errors import NotPicklable, RemoteError, RemoteTraceback
+from video.errors import NotPicklable, RemoteError, RemoteTraceback, described
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -145,7 +144,7 @@ def run_packed(task: Callable[[Any], Any], items: bytes, threads: int, levels: d
             unpacked = _pickling.loads(items)
         except Exception as error:
             raise NotPicklable(
-                f"does not unpickle in a worker process ({type(error).__name__}: {error})",
+                f"does not unpickle in a worker process ({described(error)})",
                 cure="Pass plain data such as paths, or use the thread engine.",
             ) from error
         ran = run_chunk(task, unpacked, threads)
@@ -182,10 +181,7 @@ def portable(error: BaseException) -> tuple[BaseException, str]:
         _pickling.loads(_pickling.dumps(error))
         return error, text
     except Exception:  # noqa: BLE001  # whatever its pickling raises
-        words = type(error).__name__
-        with contextlib.suppress(Exception):  # it may not even say what it is
-            words += f": {error}"
-        return RemoteError(words, kind=type(error).__qualname__), text
+        return RemoteError(described(error), kind=type(error).__qualname__), text
 
 
 def arrived(error: BaseException, text: str) -> BaseException:

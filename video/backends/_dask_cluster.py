@@ -24,7 +24,7 @@ from pathlib import Path
 import video.scope as scope
 from video.backends._dask_call import GRACE_SECONDS, kill_tree
 from video.backends._worker import thread_environment
-from video.errors import BackendUnavailable
+from video.errors import BackendUnavailable, described
 
 START_SECONDS = 60.0
 """How long a local cluster may take to start, on a busy machine."""
@@ -129,7 +129,7 @@ def main() -> None:
     try:
         asyncio.run(_hold_cluster(folder, workers, parent))
     except Exception as error:  # noqa: BLE001  # the parent says it
-        _publish(folder, error=f"{type(error).__name__}: {error}")
+        _publish(folder, error=described(error))
     if os.getppid() != parent:
         scope.remove(str(folder))
 

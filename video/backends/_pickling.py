@@ -11,7 +11,7 @@ import itertools
 import os
 import pickle
 
-from video.errors import NotPicklable
+from video.errors import NotPicklable, described
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def pack_by_value(value: Any) -> Packed:
         return Packed(body, [_raw(buffer) for buffer in buffers])
     except Exception as error:
         raise NotPicklable(
-            f"cannot be pickled for a worker process ({type(error).__name__}: {error})",
+            f"cannot be pickled for a worker process ({described(error)})",
             cure="Pass plain data such as paths, or use the thread engine.",
         ) from error
 
@@ -108,7 +108,7 @@ def dumps_by_value(value: Any) -> bytes:
         return bytes(cloudpickle.dumps(value, protocol=5))
     except Exception as error:
         raise NotPicklable(
-            f"cannot be pickled for a worker process ({type(error).__name__}: {error})",
+            f"cannot be pickled for a worker process ({described(error)})",
             cure="Pass plain data such as paths, or use the thread engine.",
         ) from error
 
@@ -130,7 +130,7 @@ class Shipped:
             self._packed = _task_bytes(task)
         except Exception as error:
             raise NotPicklable(
-                f"the task cannot be pickled for a worker process ({type(error).__name__}: {error})",
+                f"the task cannot be pickled for a worker process ({described(error)})",
                 subject=getattr(task, "__qualname__", repr(task)),
                 cure="Pass what it needs as part of each item, or use the thread engine.",
             ) from error

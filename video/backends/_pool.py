@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import video.scope as scope
-from video.errors import BackendUnavailable
+from video.errors import BackendUnavailable, described
 from video.events import logger
 
 LOST_SECONDS = 3.0
@@ -243,7 +243,7 @@ class Pool:
 
 
 def initializer_failed(error: BaseException) -> BackendUnavailable:
-    failure = BackendUnavailable(f"the initializer of its workers failed ({type(error).__name__}: {error})")
+    failure = BackendUnavailable(f"the initializer of its workers failed ({described(error)})")
     failure.__cause__ = error
     return failure
 

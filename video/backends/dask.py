@@ -62,7 +62,14 @@ from video.backends._dask_call import (
 from video.backends._dask_cluster import LEAVE_SECONDS, Cluster
 from video.backends.base import ChunkLost, Ran, Traits, arrived
 from video.config import ParallelConfig
-from video.errors import BackendUnavailable, ConfigError, NotPicklable, RemoteTraceback, WorkerDied
+from video.errors import (
+    BackendUnavailable,
+    ConfigError,
+    NotPicklable,
+    RemoteTraceback,
+    WorkerDied,
+    described,
+)
 
 if importlib.util.find_spec("distributed") is None:  # to import it takes 0.3 s, which is for `open`
     raise ModuleNotFoundError("No module named 'distributed'", name="distributed")
@@ -347,7 +354,7 @@ class DaskExecutor:
         try:
             data = await self._placed(packed)
         except Exception as error:  # noqa: BLE001  # distributed's or the network's
-            self._answer(call, None, _unavailable(f"a call cannot be sent to a worker ({_words(error)})"))
+            self._answer(call, None, _unavailable(f"a call cannot be sent to a worker ({described(error)})"))
         except asyncio.CancelledError:  # as in `_collect`
             self._answer(call, None, self._gone())
             raise
@@ -378,7 +385,7 @@ class DaskExecutor:
             # One group of keys: so the scheduler keeps back what no worker is free for.
             call.remote = self._client.submit(run_call, about, data, key=(self._topic, number), pure=False)
         except Exception as error:  # noqa: BLE001  # distributed's or the network's
-            self._answer(call, None, _unavailable(f"its scheduler is lost ({_words(error)})"))
+            self._answer(call, None, _unavailable(f"its scheduler is lost ({described(error)})"))
             return
         self._sent[number] = call
         self._keep(self._collect(call, number, call.remote))
@@ -435,10 +442,10 @@ class DaskExecutor:
             return _chunk_lost("the cluster has dropped it", certain=False)
         if isinstance(error.__cause__ or error, ImportError):
             return _unavailable(
-                f"it cannot run the call ({_words(error.__cause__ or error)})",
+                f"it cannot run the call ({described(error.__cause__ or error)})",
                 cure="Install this package, and what the task needs, on its scheduler and workers.",
             )
-        return _unavailable(f"it cannot run the call ({_words(error)})")
+        return _unavailable(f"it cannot run the call ({described(error)})")
 
     def _answer(self, call: _Call, answer: Parcel | None, error: BaseException | None) -> None:
         self._outbox.put(functools.partial(self._settle, call, answer, error))
@@ -571,7 +578,7 @@ class DaskExecutor:
                     self._client.register_plugin(plugin, name=self._topic), CONNECT_SECONDS
                 )
         except Exception as error:
-            raise _unavailable(f"its scheduler does not answer ({_words(error)})") from error
+            raise _unavailable(f"its scheduler does not answer ({described(error)})") from error
 
     async def _new_client(self, address: str) -> Any:
         client = None
@@ -592,7 +599,7 @@ class DaskExecutor:
                 with contextlib.suppress(Exception):
                     await client.close()
             raise BackendUnavailable(
-                f"no scheduler answers there ({_words(error)})",
+                f"no scheduler answers there ({described(error)})",
                 subject=repr(address),
                 cure="Start it, or correct the address; without one, a cluster is started on this machine.",
             ) from error
@@ -737,7 +744,7 @@ def _address(cluster: Any) -> str | None:
         return str(json.loads(path.read_text("utf-8"))["address"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise BackendUnavailable(
-            f"is no scheduler file ({_words(error)})",
+            f"is no scheduler file ({described(error)})",
             subject=str(path),
             cure="Pass the file that `dask scheduler --scheduler-file` writes.",
         ) from error
@@ -770,14 +777,14 @@ def _value(answer: Parcel) -> Any:
         value = answer.open()
     except Exception as error:
         raise NotPicklable(
-            f"the result does not unpickle ({_words(error)})",
+            f"the result does not unpickle ({described(error)})",
             cure="Return plain data, or use the thread engine.",
         ) from error
     if answer.what == FAILED:
         raise arrived(*value)
     if answer.what == BROKEN:
         cause = arrived(*value)
-        raise _unavailable(f"the initializer failed in a worker ({_words(cause)})") from cause
+        raise _unavailable(f"the initializer failed in a worker ({described(cause)})") from cause
     return value
 
 
@@ -787,10 +794,6 @@ def _chunk_lost(words: str, *, certain: bool = True) -> ChunkLost:
 
 def _unavailable(words: str, cure: str = "Look at its scheduler and workers.") -> BackendUnavailable:
     return BackendUnavailable(words, subject="the Dask cluster", cure=cure)
-
-
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 class DaskBackend:

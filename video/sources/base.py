@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from video.errors import SourceError, VideoError
+from video.errors import SourceError, VideoError, described
 from video.registry import sources
 
 
@@ -64,7 +64,7 @@ def resolve(source: str) -> Source:
         except VideoError as error:
             reasons.append(str(error).rstrip("."))
         except Exception as error:  # noqa: BLE001  # a plugin's bug must not break the other sources
-            reasons.append(f"{name} failed on it: {type(error).__name__}: {error}")
+            reasons.append(f"{name} failed on it: {described(error)}")
     raise SourceError(f"no source takes it: {'; '.join(map(redact, reasons))}", subject=redact(source))
 
 
