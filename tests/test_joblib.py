@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,58 @@ def test_only_what_ran_beside_a_dead_worker_is_run_again(tmp_path: Path) -> None
     counts = [ran.read_text().split().count(str(n)) for n in range(200)]
     assert counts[90] == 1
     assert sum(counts) <= 200 + 1
+
+
+def test_an_item_is_not_to_blame_for_the_deaths_of_another_batchs(runner: Runner, tmp_path: Path) -> None:
+    """Not even the second time, when it runs alone as far as its own batch goes."""
+
+    def patient(_: int) -> int:
+        with open(tmp_path / "begun", "a") as file:
+            file.write("x")
+        until(lambda: (tmp_path / "end").exists())
+        return 1
+
+    def begun() -> int:
+        return len((tmp_path / "begun").read_text()) if (tmp_path / "begun").exists() else 0
+
+    outcomes: list[Any] = []
+    batch = threading.Thread(target=lambda: outcomes.extend(runner.map(patient, [0])))
+    batch.start()
+    for times in range(1, 4):
+        until(lambda times=times: begun() == times)
+        assert failed(runner.map(lambda _: os._exit(4), [0])) == [0]
+    (tmp_path / "end").touch()
+    batch.join()
+    assert [(one.value, one.attempts) for one in outcomes] == [(1, 4)]
+
+
+_when_unpickled: list[Callable[[], object]] = []
+
+
+class Telling:
+    """Runs code of the caller's where it is unpickled."""
+
+    def __init__(self) -> None:
+        self.state = 1
+
+    def __setstate__(self, _: object) -> None:
+        for act in _when_unpickled:
+            act()
+
+
+def telling(_: int) -> Telling:
+    return Telling()
+
+
+def test_a_results_own_code_may_use_the_stream_that_it_comes_by(runner: Runner) -> None:
+    stream = runner.stream(telling, range(4))
+    _when_unpickled.append(lambda: stream.cancel(3))
+    outcomes: list[Any] = []
+    caller = threading.Thread(target=lambda: outcomes.extend(stream), daemon=True)
+    caller.start()
+    caller.join(30)
+    _when_unpickled.clear()
+    assert len(outcomes) == 4
 
 
 def test_many_deaths_cost_no_more_than_their_own_items(runner: Runner) -> None:

@@ -246,10 +246,9 @@ class Batch(Generic[R]):
             if block and (at := reducer.check_at()) < float("inf"):
                 wait = max(0.0, at - time.monotonic())
             number, what = happened.get(block, wait)
-            with self._lock:
-                while True:
-                    self._take(number, what)
-                    number, what = happened.get_nowait()
+            while True:
+                self._take(number, what)
+                number, what = happened.get_nowait()
         now = time.monotonic()
         if reducer.check_at() <= now:
             with self._lock:
@@ -259,25 +258,31 @@ class Batch(Generic[R]):
         self._tell_news()
 
     def _take(self, number: int, what: Any) -> None:
-        reducer = self._reducer
         if number == 0 or self._stopped or self._abandoned:
             return
         if isinstance(what, Ran):
-            reducer.returned(number, what, last=False)
+            with self._lock:
+                self._reducer.returned(number, what, last=False)
             return
-        self._futures.pop(number, None)
-        self._seen.pop(number, None)
-        if what.cancelled():
-            reducer.lost(number, ItemCancelled("its engine cancelled it"))
-        elif (error := what.exception()) is not None:
-            reducer.lost(number, error)
-        else:
-            try:
-                ran = self._call.read(what.result())
-            except Exception as failure:  # noqa: BLE001  # whatever a result's own code raises
-                reducer.lost(number, failure)
+        answer = self._answer(what)  # not under the lock: reading a result may run the user's code
+        with self._lock:
+            self._futures.pop(number, None)
+            self._seen.pop(number, None)
+            if isinstance(answer, Ran):
+                self._reducer.returned(number, answer)
             else:
-                reducer.returned(number, ran)
+                self._reducer.lost(number, answer)
+
+    def _answer(self, future: Future[Any]) -> Ran | BaseException:
+        """What a lease came to."""
+        if future.cancelled():
+            return ItemCancelled("its engine cancelled it")
+        if (error := future.exception()) is not None:
+            return error
+        try:
+            return self._call.read(future.result())
+        except Exception as failure:  # noqa: BLE001  # whatever a result's own code raises
+            return failure
 
     def _tell_news(self) -> None:
         """What has happened to items, at once and not in their turn: people watch it."""

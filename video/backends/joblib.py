@@ -7,7 +7,8 @@ The executor is ours alone, not the one that joblib shares between all callers o
 only shortly before a worker takes it; what waits, waits here. When one of its workers dies, loky ends them
 all, and the next call goes to a new generation. Of each call that was running, its place (`_loky`) tells what
 had finished and which item ran: that of the dead worker is to blame, those of its neighbours run again, each
-alone. Calls that had not begun go to the next generation as if nothing had happened.
+alone if nobody saw which worker died first. Calls that had not begun go to the next generation as if nothing
+had happened.
 
 A worker cannot be killed by itself. A call that is given up retires its generation: new calls go to a fresh
 one, and when the neighbours of the stuck call are done, the old one's workers are killed.
@@ -304,9 +305,13 @@ class JoblibExecutor:
         except ChunkLost as lost:
             return lost
         begun = state in (_board.RUNNING, _board.SENDING) and position >= len(finished.values)
-        # Of its neighbours, nobody knows what they would have done to their workers.
-        certain = code is not None or not begun
-        return ChunkLost(self._death(code), finished, position if begun else None, certain=certain)
+        return ChunkLost(
+            self._death(code),
+            finished,
+            position if begun else None,
+            certain=code is not None or not begun,
+            innocent=code is None and bool(generation.deaths),
+        )
 
     def _death(self, code: int | None) -> WorkerDied:
         if code is None:
