@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,13 @@ import pytest
 from video.media.sample import write_sample
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "media"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What tests and their programs remember goes to a folder of its own, never to the user's."""
+    folder = tempfile.TemporaryDirectory(prefix="video-cache-")
+    os.environ["VIDEO_CACHE_DIR"] = folder.name
+    config.add_cleanup(folder.cleanup)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ COMMANDS = {
     "probe": "video.cli.probe:probe",
     "backends": "video.cli.backends:backends",
     "check-backend": "video.cli.check_backend:check_backend",
+    "calibrate": "video.cli.calibrate:calibrate",
     "completion": "video.cli.completion:completion",
 }
 
