@@ -118,7 +118,10 @@ def nested(x: int) -> list[str]:
     from video import Runner
 
     with Runner() as runner:
-        return [runner.choose(double, 5).backend, *(str(one.value) for one in runner.map(double, [x, x + 1]))]
+        return [
+            runner.choose(double, total=5).backend,
+            *(str(one.value) for one in runner.map(double, [x, x + 1])),
+        ]
 
 
 def write_then_hang(path: str) -> None:

@@ -121,6 +121,13 @@ def test_a_dry_run_shows_the_clips_and_writes_nothing(films: Path, tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["films"]
 
 
+def test_it_says_which_engine_it_takes_and_why(films: Path, tmp_path: Path) -> None:
+    done = run("clips", films / "coast.mp4", *SHORT, "--dry-run", "--explain", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "process, 2 workers: an item that crashes must not take the program along" in done.stderr
+    assert "thread" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -140,6 +147,8 @@ def test_a_dry_run_shows_the_clips_and_writes_nothing(films: Path, tmp_path: Pat
         (["nonsense"], "nonsense"),
         (["probe"], "FILE"),
         (["completion", "csh"], "csh"),
+        (["calibrate", "--engines", "proces"], "process"),
+        (["calibrate", "--engines", ","], "--engines"),
     ],
 )
 def test_wrong_usage_is_exit_code_2_and_says_why(words: list[str], says: str, tmp_path: Path) -> None:
@@ -286,6 +295,86 @@ def test_backends_says_why_one_is_not_available(tmp_path: Path, monkeypatch: pyt
     assert code == 0
     assert "not available: " in drawn.replace("\x1b[31m", "").replace("\x1b[0m", "")
     assert "needs no_such_package_here" in drawn
+
+
+def test_calibrate_measures_shows_and_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "VIDEO_CACHE_DIR", str(tmp_path / "cache"))
+
+    def shown() -> dict[str, dict[str, Any]]:
+        lines = run("calibrate", "--show", cwd=tmp_path).stdout.splitlines()
+        return {fields.pop("name"): fields for fields in map(json.loads, lines)}
+
+    assert {fields["origin"] for fields in shown().values()} == {"assumed"}
+    assert not (tmp_path / "cache").exists()
+    done = run("calibrate", "--engines", "serial,thread", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    measured = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["name"] for one in measured] == ["serial", "thread"]
+    assert set(measured[0]) == {"name", "start", "call", "item", "byte", "origin"}
+    after = shown()
+    assert [name for name, fields in after.items() if fields["origin"] == "stored"] == ["serial", "thread"]
+    assert after["serial"]["start"] == measured[0]["start"]
+    code, drawn = run_in_terminal("calibrate", "--show", cwd=tmp_path)
+    assert code == 0
+    assert all(word in drawn for word in ("a byte", "process", "stored", "assumed", "constants.json"))
+    code, drawn = run_in_terminal("calibrate", "--engines", "process", cwd=tmp_path)
+    assert code == 0
+    assert "measuring process" in drawn
+    assert "measured" in drawn
+
+
+def test_calibrate_says_what_cannot_start_or_be_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setitem(ENVIRONMENT, "VIDEO_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    done = run("calibrate", "--engines", "serial", cwd=tmp_path)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["name"] == "serial"
+    assert "VIDEO_CACHE_DIR" in done.stderr
+    monkeypatch.setitem(ENVIRONMENT, "VIDEO_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "joblib.py").write_text("raise ImportError('broken', name='joblib')")
+    path = os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", path)
+    done = run("calibrate", "--engines", "serial,joblib", cwd=tmp_path)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["name"] == "serial"
+    assert "joblib" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "cache" / "constants.json").exists()
+
+
+def test_ctrl_c_in_calibrate_leaves_the_old_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "VIDEO_CACHE_DIR", str(tmp_path / "cache"))
+    # A plugin's engine that says when it is being measured, and then keeps us waiting.
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, time\n"
+        "from video.backends.serial import SerialBackend\n"
+        "class Slow(SerialBackend):\n"
+        " def open(self, workers):\n"
+        "  pathlib.Path('begun').touch()\n"
+        "  time.sleep(100)\n"
+    )
+    info = tmp_path / "slow-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slow\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[video.backends]\nslow = slow:Slow\n")
+    path = os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", path)
+    assert run("calibrate", "--engines", "serial", cwd=tmp_path).returncode == 0
+    before = (tmp_path / "cache" / "constants.json").read_bytes()
+    command = subprocess.Popen(
+        [*VIDEO, "calibrate", "--engines", "serial,slow"],
+        cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until((tmp_path / "begun").exists)
+    command.send_signal(signal.SIGINT)
+    out, err = command.communicate(timeout=60)
+    assert (command.returncode, out) == (130, "")
+    assert "stopped" in err
+    assert "Traceback" not in err
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["constants.json"]
+    assert (tmp_path / "cache" / "constants.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

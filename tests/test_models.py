@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from video.models import Clip, Problem, VideoClipRequest, VideoClipResponse
 
-KEYS = ["source", "success", "error", "clips", "seconds", "attempts", "backend"]
+KEYS = ["source", "success", "error", "clips", "seconds", "attempts", "backend", "reason"]
 CLIP_KEYS = ["path", "start", "end", "score", "reasons", "width", "height", "frames", "bytes"]
 
 

@@ -11,7 +11,7 @@ from video.plan import GROWTH, LEAST_SECONDS, TARGET_SECONDS, Choice, ChunkSizes
 
 
 def chosen(config: ParallelConfig | None = None, **how: object) -> Choice:
-    settings = {"coroutine": False, "total": 10, "cpus": 4, "nested": False, "usual": "thread"} | how
+    settings = {"coroutine": False, "total": 10, "cpus": 4, "nested": False, "isolate": False} | how
     return choose(config or ParallelConfig(), **settings)  # type: ignore[arg-type]
 
 
@@ -19,11 +19,15 @@ def chosen(config: ParallelConfig | None = None, **how: object) -> Choice:
     ("config", "how", "backend"),
     [
         (ParallelConfig(), {}, "thread"),
-        (ParallelConfig(), {"usual": "process"}, "process"),
+        (ParallelConfig(), {"isolate": True}, "process"),
         (ParallelConfig(), {"total": 1}, "serial"),
-        (ParallelConfig(), {"total": 1, "usual": "process"}, "process"),
+        (ParallelConfig(), {"total": 1, "isolate": True}, "process"),
         (ParallelConfig(), {"coroutine": True}, "async"),
         (ParallelConfig(timeout=1), {}, "process"),
+        (ParallelConfig(max_items_per_worker=9), {}, "process"),
+        (ParallelConfig(max_worker_memory_mb=9), {}, "process"),
+        (ParallelConfig(timeout=1, cluster="tcp://there:1"), {"total": 499}, "process"),
+        (ParallelConfig(timeout=1, cluster="tcp://there:1"), {"total": 500}, "dask"),
         (ParallelConfig(backend="thread", timeout=1), {}, "thread"),
         (ParallelConfig(backend="process"), {"nested": True}, "serial"),
         (ParallelConfig(backend="mine"), {}, "mine"),
@@ -33,15 +37,16 @@ def test_auto_follows_its_rules(config: ParallelConfig, how: dict[str, object], 
     choice = chosen(config, **how)
     assert choice.backend == backend
     assert choice.reason
+    assert choice.measure == (backend == "thread" and config.backend == "auto")
 
 
 @given(
     cpus=st.integers(1, 64),
     total=st.none() | st.integers(0, 100),
-    usual=st.sampled_from(["thread", "process"]),
+    isolate=st.booleans(),
 )
-def test_workers_and_their_threads_fit_the_cpus(cpus: int, total: int | None, usual: str) -> None:
-    choice = chosen(cpus=cpus, total=total, usual=usual)
+def test_workers_and_their_threads_fit_the_cpus(cpus: int, total: int | None, isolate: bool) -> None:
+    choice = chosen(cpus=cpus, total=total, isolate=isolate)
     busy = choice.workers if total is None else max(1, min(choice.workers, total))
     assert choice.threads >= 1
     assert busy * choice.threads <= max(cpus, busy)

@@ -44,6 +44,7 @@ def test_no_limit_and_no_control_groups_are_no_quota(tmp_path: Path) -> None:
 
 def test_a_quota_lowers_the_usable_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scope, "_cgroup_quota", lambda: 0.2)
+    scope._quota_lately.cache_clear()
     assert scope.usable_cpus() == 1
 
 

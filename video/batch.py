@@ -15,11 +15,12 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from video import plan
-from video.backends.base import Executor, Ran, Traits, run_chunk, run_packed
+from video.backends.base import CHUNK_SECONDS, Executor, Ran, Traits, run_chunk, run_packed
 from video.config import ParallelConfig
 from video.errors import BatchFailed, ItemCancelled, described
 from video.events import Event, Kind, Observer, emit
@@ -40,8 +41,54 @@ PAUSE = object()
 """An input that yields this has nothing to give just now; it calls `Batch.wake` when it has."""
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An engine that is there, and how this batch is to use it."""
+
+    choice: plan.Choice
+    executor: Executor
+    traits: Traits
+    run: Callable[..., Ran] = run_chunk
+    """What runs a chunk; one that measures it, while the engine is being chosen."""
+    target: float = plan.TARGET_SECONDS
+    """Seconds of work in one chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a batch has done by now."""
+
+    done: int
+    """Items that have ended."""
+    work: float
+    """Seconds that they took in their workers."""
+    left: int | None
+    """Items that have not begun, as far as is known; None: nobody knows how many there are."""
+    running: tuple[float, ...] = ()
+    """For how long those that run have run."""
+    last: float = 0.0
+    """`time.monotonic()` when one ended last."""
+
+
+class Pilot(Protocol):
+    """Chooses the engine while the batch runs (`video.auto`)."""
+
+    @property
+    def eager(self) -> bool:
+        """It wants to be asked after everything that happens."""
+
+    check_at: float
+    """`time.monotonic()` by which to ask it in any case."""
+
+    def steer(self, now: float, progress: Progress) -> Opened | None:
+        """The engine for what comes next, where that changes."""
+
+    def close(self) -> None:
+        """The batch has ended."""
+
+
 class Batch(Generic[R]):
-    """One batch on one executor."""
+    """One batch, on one engine at a time: what an earlier one has, it keeps."""
 
     def __init__(
         self,
@@ -49,35 +96,36 @@ class Batch(Generic[R]):
         task: Callable[[Any], R],
         items: Iterable[Any],
         total: int | None,
-        executor: Executor,
-        traits: Traits,
-        choice: plan.Choice,
+        opened: Opened,
         config: ParallelConfig,
         ordered: bool,
         observers: tuple[Observer, ...],
         prefetch: bool = True,
+        pilot: Pilot | None = None,
     ) -> None:
         self._owner = owner  # a caller may keep only the stream; without its runner the workers would end
         self._items = iter(items)
         self._at_hand = type(items) in AT_HAND
         self._total = total
-        self._executor = executor
-        self._traits = traits
-        self._choice = choice
         self._observers = observers
-        self._kill = getattr(executor, "kill", None)
-        self._running = getattr(executor, "running", None)
+        self._pilot = pilot
+        self._config = config
+        self._prefetch = prefetch
 
         self._pid = os.getpid()
         self._lock = Lock()
         """Held around the reducer, since `cancel` comes from other threads."""
         self._done: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         """(lease number, its future or a part of its results); 0: look again."""
-        coroutine = is_coroutine_function(task)
-        self._call = Call(task, coroutine, executor, traits, choice.threads, self._done.put)
-        self._reducer = self._make_reducer(coroutine, ordered, config, prefetch)
+        self._task = task
+        self._coroutine = is_coroutine_function(task)
+        self._engine = self._place(opened)
+        rules, sizes = self._rules(opened, ordered)
+        self._reducer = Reducer(rules, sizes, total)
         self._checks = SpotChecks(task, config.spot_check) if config.spot_check else None
-        self._futures: dict[int, Future[Any]] = {}
+        self._held: dict[int, tuple[Future[Any], _Place]] = {}
+        """What engines have, by lease."""
+        self._last = 0.0
         self._seen: dict[int, float] = {}
         """When a call was first seen running, on an executor that does not say when it began."""
         self._input_error: Exception | None = None
@@ -87,10 +135,13 @@ class Batch(Generic[R]):
         self._abandoned = False
         self._finished = False
 
-    def _make_reducer(
-        self, coroutine: bool, ordered: bool, config: ParallelConfig, prefetch: bool
-    ) -> Reducer:
-        choice, total, traits = self._choice, self._total, self._traits
+    def _place(self, opened: Opened) -> _Place:
+        call = Call(self._task, self._coroutine, opened, self._done.put)
+        executor = opened.executor
+        return _Place(opened, call, getattr(executor, "kill", None), getattr(executor, "running", None))
+
+    def _rules(self, opened: Opened, ordered: bool) -> tuple[Rules, plan.ChunkSizes]:
+        choice, total, traits, config = opened.choice, self._total, opened.traits, self._config
         width = choice.workers if total is None else max(1, min(choice.workers, total))
         timed = config.timeout is not None
         # A clock that runs on an item must not run on its neighbours, unless a board tells them apart.
@@ -98,7 +149,8 @@ class Batch(Generic[R]):
         limit = 1 if alone else config.chunk_size or plan.LARGEST_CHUNK
         if config.max_items_per_worker is not None:
             limit = min(limit, config.max_items_per_worker)
-        prefetch = prefetch and not alone and not traits.inline
+        # What is measured is not to wait for its turn, nor to be crowded by more of its kind.
+        prefetch = self._prefetch and not alone and not traits.inline and opened.run is run_chunk
         rules = Rules(
             width=width,
             most_leases=LEASES_EACH * width if prefetch else width,
@@ -108,20 +160,61 @@ class Batch(Generic[R]):
             fast=config.fail == "fast",
             max_kills=config.max_kills,
             max_memory_kills=config.max_memory_kills,
-            by_items=coroutine,
-            forgets=self._kill is not None,
+            by_items=self._coroutine,
+            forgets=hasattr(opened.executor, "kill"),
         )
-        return Reducer(rules, plan.ChunkSizes(limit, width), total)
+        return rules, plan.ChunkSizes(limit, width, opened.target)
+
+    def _steer(self, pilot: Pilot) -> None:
+        """Go on with another engine, if it is time to."""
+        opened = pilot.steer(time.monotonic(), self._progress())
+        if opened is None:
+            return
+        rules, sizes = self._rules(opened, self._reducer.rules.ordered)
+        with self._lock:
+            for number, (future, _) in list(self._held.items()):
+                if future.cancel():  # it only waited there
+                    del self._held[number]
+                    self._reducer.recalled(number)
+            self._engine = self._place(opened)
+            self._reducer.move(rules, sizes)
+        choice = opened.choice
+        self._tell(Kind.ENGINE_CHOSEN, total=self._total, workers=choice.workers, message=choice.reason)
+
+    def _progress(self) -> Progress:
+        reducer = self._reducer
+        with self._lock:
+            now = time.monotonic()
+            ages = tuple(age for lease in reducer.leases() if (age := self._age(lease, now)) is not None)
+            left = None
+            if self._total is not None or reducer.ended:
+                total = reducer.drawn if reducer.ended else max(self._total or 0, reducer.drawn)
+                left = max(0, total - reducer.done - len(ages))
+            return Progress(reducer.done, reducer.work, left, ages, self._last)
+
+    def _age(self, lease: Lease, now: float) -> float | None:
+        """For how long the item of a lease that runs now has run, at least; None: none does."""
+        held, runs = self._held.get(lease.number), self._runs(lease.number)
+        if held is None or runs is None or runs[1] > now:
+            return None
+        age = now - runs[1]
+        if held[1].opened.traits.exact or len(lease.items) == 1:
+            return age
+        return max(
+            0.0, age - CHUNK_SECONDS
+        )  # that is the chunk's; the next item would not have begun after it
 
     def rounds(self) -> Generator[list[Outcome[R]], None, None]:
         """Outcomes in lists, as soon as there are any."""
         started = time.perf_counter()
-        choice, reducer = self._choice, self._reducer
+        choice, reducer, pilot = self._engine.opened.choice, self._reducer, self._pilot
         self._tell(Kind.BATCH_STARTED, total=self._total, workers=choice.workers, message=choice.reason)
         try:
             while not self._stopped:
                 if self._abandoned:
                     raise ItemCancelled("its runner was closed while the batch ran")
+                if pilot is not None and (pilot.eager or pilot.check_at <= time.monotonic()):
+                    self._steer(pilot)
                 room = self._fill()
                 # Not by what the engine still has: a thread that was given up may never end.
                 if reducer.leased or self._paused:
@@ -138,6 +231,8 @@ class Batch(Generic[R]):
                 self._spot_check(self._checks)
         finally:
             self._finished = True
+            if pilot is not None:
+                pilot.close()
             self._leave()
             self._tell(Kind.BATCH_FINISHED, total=reducer.handed, seconds=time.perf_counter() - started)
 
@@ -161,16 +256,17 @@ class Batch(Generic[R]):
         """See `video.runner.Stream.cancel`; from any thread."""
         with self._lock:
             lease = self._reducer.holder(index)
-            if lease is not None and not (
-                self._traits.kills and (self._traits.exact or len(lease.items) == 1)
-            ):
-                return False  # it would run on, or nobody knows which item of its chunk runs
+            if lease is not None:
+                _, engine = self._held.get(lease.number, (None, self._engine))
+                traits = engine.opened.traits
+                if not (traits.kills and (traits.exact or len(lease.items) == 1)):
+                    return False  # it would run on, or nobody knows which item of its chunk runs
             running = None if lease is None else self._runs(lease.number)
             cancelled, number = self._reducer.cancel(index, running, time.monotonic())
             if cancelled and lease is not None and len(lease.settled) == len(lease.items):
                 # The engine need not run any of it: neither what runs, nor what waits or loads.
-                future = self._futures.get(lease.number)
-                if future is not None and not future.cancel():
+                held = self._held.get(lease.number)
+                if held is not None and not held[0].cancel():
                     number = lease.number
             if number is not None:
                 self._give_up(number)
@@ -224,15 +320,16 @@ class Batch(Generic[R]):
         return len(items) < size
 
     def _submit(self, lease: Lease) -> None:
-        number = lease.number
+        number, engine = lease.number, self._engine
+        executor = engine.opened.executor
         try:
-            future = self._executor.submit(*self._call.of(lease))
+            future = executor.submit(*engine.call.of(lease))
         except Exception as error:  # noqa: BLE001  # an executor may break down in any way
             future = Future()
             future.set_exception(error)
-        self._futures[number] = future
-        if self._observers and len(lease.items) == 1 and hasattr(self._executor, "watch"):
-            self._executor.watch(future, functools.partial(self._report, lease.indexes[0]))
+        self._held[number] = future, engine
+        if self._observers and len(lease.items) == 1 and hasattr(executor, "watch"):
+            executor.watch(future, functools.partial(self._report, lease.indexes[0]))
         future.add_done_callback(lambda done: self._done.put((number, done)))
 
     def _report(self, index: int, fraction: float, words: str) -> None:
@@ -243,7 +340,8 @@ class Batch(Generic[R]):
         reducer, happened = self._reducer, self._done
         with contextlib.suppress(queue.Empty):
             wait = None
-            if block and (at := reducer.check_at()) < float("inf"):
+            at = reducer.check_at() if self._pilot is None else min(reducer.check_at(), self._pilot.check_at)
+            if block and at < float("inf"):
                 wait = max(0.0, at - time.monotonic())
             number, what = happened.get(block, wait)
             while True:
@@ -260,29 +358,22 @@ class Batch(Generic[R]):
     def _take(self, number: int, what: Any) -> None:
         if number == 0 or self._stopped or self._abandoned:
             return
+        self._last = time.monotonic()
         if isinstance(what, Ran):
             with self._lock:
                 self._reducer.returned(number, what, last=False)
             return
-        answer = self._answer(what)  # not under the lock: reading a result may run the user's code
+        held = self._held.get(number)
+        if held is None:  # it was recalled
+            return
+        answer = _answer(what, held[1])  # not under the lock: reading a result may run the user's code
         with self._lock:
-            self._futures.pop(number, None)
+            self._held.pop(number, None)
             self._seen.pop(number, None)
             if isinstance(answer, Ran):
                 self._reducer.returned(number, answer)
             else:
                 self._reducer.lost(number, answer)
-
-    def _answer(self, future: Future[Any]) -> Ran | BaseException:
-        """What a lease came to."""
-        if future.cancelled():
-            return ItemCancelled("its engine cancelled it")
-        if (error := future.exception()) is not None:
-            return error
-        try:
-            return self._call.read(future.result())
-        except Exception as failure:  # noqa: BLE001  # whatever a result's own code raises
-            return failure
 
     def _tell_news(self) -> None:
         """What has happened to items, at once and not in their turn: people watch it."""
@@ -298,17 +389,17 @@ class Batch(Generic[R]):
                 self._tell(kind, index=outcome.index, seconds=outcome.seconds, error=outcome.error)
 
     def _give_up(self, number: int) -> None:
-        future = self._futures.get(number)
-        if future is not None and self._kill is not None:
-            self._kill(future)
+        held = self._held.get(number)
+        if held is not None and held[1].kill is not None:
+            held[1].kill(held[0])
 
     def _runs(self, number: int) -> tuple[int, float] | None:
         """Position and start of the item of a lease that runs now."""
-        future = self._futures.get(number)
-        if future is None or future.done():
+        future, engine = self._held.get(number, (None, None))
+        if future is None or engine is None or future.done():
             return None
-        if self._running is not None:
-            return self._running(future)  # type: ignore[no-any-return]  # as `backends.base` says
+        if engine.running is not None:
+            return engine.running(future)
         if number not in self._seen and future.running():
             self._seen[number] = time.monotonic()
         return (0, self._seen[number]) if number in self._seen else None
@@ -328,13 +419,14 @@ class Batch(Generic[R]):
         waiting = reducer.waiting()
         running: list[int] = []
         for lease in reducer.leases():
-            future = self._futures.get(lease.number)
+            held = self._held.get(lease.number)
             # First, so that what is called waiting cannot begin any more.
-            never = future is not None and future.cancel()
+            never = held is not None and held[0].cancel()
             at = None if never else self._runs(lease.number)
+            exact = held is not None and held[1].opened.traits.exact
             for position, index in enumerate(lease.indexes):
                 if position not in lease.settled:
-                    later = at is not None and self._traits.exact and position > at[0]
+                    later = at is not None and exact and position > at[0]
                     (waiting if never or later else running).append(index)
         error = BatchFailed(
             f"item {failed.index} failed, which ends the batch ({described(reason)})",
@@ -348,10 +440,9 @@ class Batch(Generic[R]):
         return error
 
     def _spot_check(self, checks: SpotChecks) -> None:
+        name = self._engine.opened.choice.backend
         for index, values in checks.differences():
-            message = (
-                f"item {index}: {self._choice.backend} gave {values[0]!r}, the caller's process {values[1]!r}"
-            )
+            message = f"item {index}: {name} gave {values[0]!r}, the caller's process {values[1]!r}"
             self._tell(Kind.SPOT_CHECK_DIFFERED, index=index, message=message, values=values)
             warnings.warn(f"spot check: {message}", SpotCheckWarning, stacklevel=2)
 
@@ -360,14 +451,35 @@ class Batch(Generic[R]):
         if os.getpid() != self._pid:
             return  # a forked child: what runs is its parent's
         # All first: the worker of a killed call would take another at once.
-        running = [future for future in list(self._futures.values()) if not future.cancel()]
-        if self._kill is not None:
-            for future in running:
-                self._kill(future)
+        running = [held for held in list(self._held.values()) if not held[0].cancel()]
+        for future, engine in running:
+            if engine.kill is not None:
+                engine.kill(future)
 
     def _tell(self, kind: Kind, **fields: Any) -> None:
         if self._observers:
-            emit(self._observers, Event(kind, self._choice.backend, **fields))
+            emit(self._observers, Event(kind, self._engine.opened.choice.backend, **fields))
+
+
+class _Place(NamedTuple):
+    """An engine that the batch uses, or has used."""
+
+    opened: Opened
+    call: Call
+    kill: Callable[[Future[Any]], None] | None
+    running: Callable[[Future[Any]], tuple[int, float] | None] | None
+
+
+def _answer(future: Future[Any], engine: _Place) -> Ran | BaseException:
+    """What a lease came to."""
+    if future.cancelled():
+        return ItemCancelled("its engine cancelled it")
+    if (error := future.exception()) is not None:
+        return error
+    try:
+        return engine.call.read(future.result())
+    except Exception as failure:  # noqa: BLE001  # whatever a result's own code raises
+        return failure
 
 
 class Call:
@@ -380,12 +492,11 @@ class Call:
         self,
         task: Callable[[Any], Any],
         coroutine: bool,
-        executor: Executor,
-        traits: Traits,
-        threads: int,
+        opened: Opened,
         hand: Callable[[tuple[int, Ran]], None],
     ) -> None:
-        self._threads = threads
+        self._run = opened.run
+        self._threads = opened.choice.threads
         self._hand = hand
         self._coroutine = coroutine
         self._packs = False
@@ -393,13 +504,13 @@ class Call:
             from video.backends.loop import run_coroutines
 
             self._run_coroutines = run_coroutines
-        if traits.pickles:
+        if opened.traits.pickles:
             from video.backends import _board, _forward, _pickling
 
             self._unreadable = _board.unreadable
             task = _pickling.Shipped(task)  # type: ignore[assignment]  # it arrives as the task
             # An executor that only submits breaks on much that pickles badly, and carries no logs.
-            self._packs = not getattr(executor, "packs", False)
+            self._packs = not getattr(opened.executor, "packs", False)
             self._pickling, self._forward, self._levels = _pickling, _forward, _forward.levels()
         self._task = task
 
@@ -420,7 +531,7 @@ class Call:
         if self._packs:
             items = self._pickling.dumps_by_value(lease.items)
             return run_packed, self._task, items, self._threads, self._levels
-        return run_chunk, self._task, lease.items, self._threads
+        return self._run, self._task, lease.items, self._threads
 
     def read(self, answer: Any) -> Ran:
         if not self._packs:

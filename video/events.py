@@ -19,6 +19,7 @@ class Kind(StrEnum):
     ITEM_FAILED = "item_failed"
     ITEMS_RERUN = "items_rerun"
     SPOT_CHECK_DIFFERED = "spot_check_differed"
+    ENGINE_CHOSEN = "engine_chosen"
     ENGINE_REPLACED = "engine_replaced"
     BATCH_FINISHED = "batch_finished"
 

@@ -62,7 +62,7 @@ class ParallelExecutor(Executor):
         config = dataclasses.replace(config or ParallelConfig(), chunk_size=1, fail="isolate", spot_check=0)
         runner = Runner(config, observers=observers)
         self._calls = _Calls()
-        choice = runner.choose(_call, None)
+        choice = runner.choose(_call)
         self._awaits = choice.backend == "async"
         task = _call_and_wait if self._awaits else _call
         self._stream: Stream[Any] = runner.stream(

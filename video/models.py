@@ -156,6 +156,9 @@ class VideoClipResponse(BaseModel):
     """Wall time of the last attempt, measured in the worker."""
     attempts: int = 1
     backend: str = ""
+    """The engine that its batch ran on."""
+    reason: str = ""
+    """Why on that one."""
     request: VideoClipRequest | None = Field(default=None, exclude=True, repr=False)
 
     def __eq__(self, other: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import mul
@@ -21,6 +22,8 @@ LEAST_SECONDS = 1e-3
 """Work that no chunk goes below at the end of a batch: some ten times the cost of a call."""
 SPREAD_SECONDS = 5e-3
 """Below this, items of unlike lengths still travel together: a call costs 1 % of it."""
+CLUSTER_ITEMS = 500
+"""Items from which on a cluster is taken unmeasured: below, one machine is quick enough."""
 ASYNC_WIDTH = 64
 """Coroutines at once: they wait rather than compute, so the CPUs are no bound."""
 LOOKAHEAD_EACH = 64
@@ -37,35 +40,41 @@ class Choice:
     threads: int
     """Native threads of each item: workers x threads <= usable CPUs, unless the user asks for more."""
     reason: str
+    measure: bool = False
+    """No rule says which engine: it is to be measured, and this is where that begins."""
 
 
 def choose(
-    config: ParallelConfig, *, coroutine: bool, total: int | None, cpus: int, nested: bool, usual: str
+    config: ParallelConfig, *, coroutine: bool, total: int | None, cpus: int, nested: bool, isolate: bool
 ) -> Choice:
-    """Choose engine, width and threads by fixed rules, the first that fits:
+    """Choose engine, width and threads by the rules that need no measuring, the first that fits:
 
     1. inside a worker: serial, so that workers do not multiply;
     2. an engine that the user names;
     3. an `async def` task: async;
-    4. a `timeout`: process, the engine that can stop an item;
-    5. one item: serial, unless the caller wants isolation (`usual` is process);
-    6. else `usual`: thread for a plain task, process for the video processors, since a file that
-       crashes a decoder then costs one item.
+    4. what only worker processes can do: dask where a cluster is named and there is enough for it, else
+       process;
+    5. one item: serial;
+    6. else it is to be measured (`video.auto`), on a thread.
 
     :param total: number of items, or None if the input does not say.
+    :param isolate: items must not share the caller's process.
     """
+    measure = False
     if nested:
         backend, reason = "serial", "this code already runs in a worker"
     elif config.backend != BackendType.AUTO:
         backend, reason = str(config.backend), "it was asked for"
     elif coroutine:
         backend, reason = "async", "the task is a coroutine function"
-    elif config.timeout is not None:
-        backend, reason = "process", "a time limit needs an engine that can stop an item"
-    elif total is not None and total <= 1 and usual != "process":
+    elif words := _needs_processes(config, isolate):
+        backend, reason = "process", words
+        if names_cluster(config) and (total is None or total >= CLUSTER_ITEMS):
+            backend, reason = "dask", f"{words}, and a cluster is there"
+    elif total is not None and total <= 1:
         backend, reason = "serial", "there is one item"
     else:
-        backend, reason = usual, "it is the usual engine for this task"
+        backend, reason, measure = "thread", "nothing is known of the task yet", True
 
     if backend == "serial":
         workers = 1
@@ -73,7 +82,23 @@ def choose(
         workers = config.max_workers or (ASYNC_WIDTH if backend == "async" else cpus)
     busy = workers if total is None else max(1, min(workers, total))
     threads = config.threads_per_worker or max(1, cpus // busy)
-    return Choice(backend, workers, threads, reason)
+    return Choice(backend, workers, threads, reason, measure)
+
+
+def _needs_processes(config: ParallelConfig, isolate: bool) -> str:
+    """Why only worker processes will do; empty: others may."""
+    if config.timeout is not None:
+        return "a time limit needs an engine that can stop an item"
+    if isolate:
+        return "an item that crashes must not take the program along"
+    if config.max_items_per_worker is not None or config.max_worker_memory_mb is not None:
+        return "only worker processes can be replaced"
+    return ""
+
+
+def names_cluster(config: ParallelConfig) -> bool:
+    """A Dask cluster is there to be used."""
+    return config.cluster is not None or bool(os.environ.get("DASK_SCHEDULER_ADDRESS"))
 
 
 def usual_lookahead(width: int, chunk: int) -> int:
@@ -101,11 +126,17 @@ class ChunkSizes:
 
     :param limit: the largest chunk.
     :param workers: that share what is left.
+    :param target: seconds of work in one chunk.
     """
 
-    def __init__(self, limit: int, workers: int) -> None:
+    def __init__(self, limit: int, workers: int, target: float = TARGET_SECONDS) -> None:
         self.limit = limit
+        self.items = 0
+        """That were observed."""
+        self.seconds = 0.0
+        """That they took together."""
         self._workers = workers
+        self._target = target
         self._size = 1
         self._least = 1
         """Below this, dividing what is left costs more than it gains."""
@@ -119,19 +150,35 @@ class ChunkSizes:
 
     def observe(self, seconds: Sequence[float]) -> None:
         """Learn from the item times of one finished chunk."""
-        if self.limit == 1 or not seconds:
+        if not seconds:
             return
-        count = len(seconds)
-        mean, square = sum(seconds) / count, sum(map(mul, seconds, seconds)) / count
+        count, whole = len(seconds), sum(seconds)
+        self.items += count
+        self.seconds += whole
+        if self.limit == 1:
+            return
+        mean, square = whole / count, sum(map(mul, seconds, seconds)) / count
         if self._mean is not None:  # the latest chunk weighs as much as all before it
             mean, square = (mean + self._mean) / 2, (square + self._square) / 2
         self._mean, self._square = mean, square
-        deviation = math.sqrt(max(0.0, square - mean * mean))
+        self._resize(GROWTH * self._size)
+
+    def follow(self, other: ChunkSizes) -> None:
+        """Go on from what another learnt of the same items."""
+        self.items, self.seconds = other.items, other.seconds
+        self._mean, self._square = other._mean, other._square
+        if self._mean is not None:
+            self._resize(self.limit)
+
+    def _resize(self, most: int) -> None:
+        assert self._mean is not None
+        mean = self._mean
+        deviation = math.sqrt(max(0.0, self._square - mean * mean))
         usual = mean + deviation
-        wanted = self.limit if usual <= 0 else int(min(self.limit, TARGET_SECONDS / usual))
+        wanted = self.limit if usual <= 0 else int(min(self.limit, self._target / usual))
         if deviation > mean and usual > SPREAD_SECONDS:
             wanted = 1
-        self._size = max(1, min(wanted, GROWTH * self._size))
+        self._size = max(1, min(wanted, most))
         self._least = self.limit if usual <= 0 else int(LEAST_SECONDS / usual)
 
     def next(self, left: int | None) -> int:

@@ -102,6 +102,8 @@ class Reducer:
         self.rules = rules
         self.drawn = 0
         self.handed = 0
+        self.done = 0
+        """Items that have an outcome."""
         self.failed: Outcome[Any] | None = None
         """The first failure, where that is to end the batch."""
         self.ended = False
@@ -125,6 +127,16 @@ class Reducer:
         """Outcomes since the caller looked, whether their turn has come or not, for whoever watches."""
         self.reruns: list[tuple[int, BaseException]] = []
         """(items, reason) of what came back since then."""
+
+    def move(self, rules: Rules, sizes: ChunkSizes) -> None:
+        """What comes next goes to another engine; leases keep to the one that has them."""
+        sizes.follow(self._sizes)
+        self.rules, self._sizes = rules, sizes
+
+    @property
+    def work(self) -> float:
+        """Seconds that items took in their workers."""
+        return self._sizes.seconds
 
     # What to do next
 
@@ -235,6 +247,13 @@ class Reducer:
                 lease.settled.add(lost.position)
                 self._blame(lease, lost.position, error, certain=lost.certain or lease.alone)
             self._give_back(lease)
+
+    def recalled(self, number: int) -> None:
+        """The engine has given a lease back, and has begun none of it."""
+        lease = self._leases.get(number)
+        if lease is not None:
+            self._close(lease)
+            self._give_back(lease, lease.unbegun)
 
     def overdue(self, now: float, running: dict[int, tuple[int, float] | None]) -> list[int]:
         """Time may be up for some.
@@ -376,6 +395,7 @@ class Reducer:
     def _finish(self, outcomes: list[Outcome[Any]]) -> None:
         if not outcomes:
             return
+        self.done += len(outcomes)
         self.news.append(outcomes)
         if self.rules.ordered:
             self._ready[outcomes[0].index] = outcomes

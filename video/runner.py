@@ -15,19 +15,43 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar, Unpack
 
 import video.scope as scope
-from video import plan, registry
+from video import measure, plan, registry, selector
 from video.backends.base import Executor, Traits
-from video.batch import Batch, is_coroutine_function
+from video.batch import Batch, Opened, is_coroutine_function
 from video.config import BackendType, ParallelConfig
 from video.errors import BackendUnavailable, BatchFailed, ConfigError
 from video.events import Event, Kind, Observer, emit
 from video.outcome import Outcome
+from video.selector import Decision
+
+if TYPE_CHECKING:
+    from video.auto import Auto
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+CALIBRATED_FROM = 20.0
+"""Seconds of work of which the half second that measuring the engines takes is a small part."""
+
+
+class How(TypedDict, total=False):
+    """What a caller may say of a batch."""
+
+    total: int | None
+    """Number of items, where the input has no length but the caller knows."""
+    backend: str | None
+    """An engine for this batch instead of the configured one."""
+    isolate: bool
+    """Items must not share the caller's process, since one may crash it: AUTO then takes worker processes."""
+    kind: str | None
+    """What an item mostly does: "python", "native" (C code that releases the interpreter's lock, or child
+    processes), or "io" (it waits). With `cost`, AUTO need not measure."""
+    cost: float | None
+    """Seconds that an item takes."""
 
 
 class Runner:
@@ -49,7 +73,10 @@ class Runner:
         self.config = config or ParallelConfig()
         self._observers = tuple(observers)
         self._opening = Lock()
-        self._open: dict[str, tuple[Executor, Traits]] = {}
+        self._open: dict[tuple[str, int], tuple[Executor, Traits]] = {}
+        """Engines that are warm, by name and width."""
+        self._latest: Callable[[], Decision | None] | None = None
+        self._calibrated = False
         self._replaced: dict[str, str] = {}
         """Engines that cannot start, and what does their work."""
         self._running: weakref.WeakSet[Batch[Any]] = weakref.WeakSet()
@@ -60,15 +87,12 @@ class Runner:
         self,
         task: Callable[[T], R],
         items: Iterable[T],
-        *,
-        total: int | None = None,
-        backend: str | None = None,
-        usual: str = "thread",
+        **how: Unpack[How],
     ) -> list[Outcome[R]]:
         """One outcome for each item, in input order. Arguments and errors: see `rounds`."""
         outcomes: list[Outcome[R]] = []
         try:
-            for some in self.rounds(task, items, total=total, backend=backend, usual=usual):
+            for some in self.rounds(task, items, **how):
                 outcomes += some
         except BatchFailed as stop:  # nobody else has them
             stop.outcomes = outcomes + stop.outcomes
@@ -81,17 +105,15 @@ class Runner:
         items: Iterable[T],
         *,
         ordered: bool = True,
-        total: int | None = None,
-        backend: str | None = None,
-        usual: str = "thread",
         prefetch: bool = True,
+        **how: Unpack[How],
     ) -> Stream[R]:
         """Outcomes one by one, as they come. Arguments and errors: see `rounds`.
 
         :param prefetch: hand workers their next item before they have ended the last, which hides the way
             to and fro; False: an item that has not begun is not with the engine either.
         """
-        return Stream(self._batch(task, items, ordered, total, backend, usual, prefetch))
+        return Stream(self._batch(task, items, ordered, prefetch, **how))
 
     def rounds(
         self,
@@ -99,9 +121,7 @@ class Runner:
         items: Iterable[T],
         *,
         ordered: bool = True,
-        total: int | None = None,
-        backend: str | None = None,
-        usual: str = "thread",
+        **how: Unpack[How],
     ) -> Generator[list[Outcome[R]], None, None]:
         """Outcomes in lists of those that are ready at once. Leaving the generator cancels what waits and
         gives up what runs.
@@ -109,15 +129,13 @@ class Runner:
         :param task: a function of one item; with the async engine it may be `async def`.
         :param items: any iterable, an endless one too; at most `lookahead` items are drawn ahead.
         :param ordered: in input order; False: as they finish.
-        :param total: number of items, where `items` has no length but the caller knows.
-        :param backend: an engine for this batch instead of the configured one.
-        :param usual: the engine that AUTO falls back on (see `video.plan.choose`).
+        :param how: see `How`.
         :raises ConfigError: if the engine cannot run this task.
         :raises UnknownName, MissingDependency, BackendUnavailable: if there is no such engine here.
         :raises BatchFailed: with `fail="fast"`, at the first failure.
         :raises Exception: what `items` itself raises, after the outcomes of all that was drawn before.
         """
-        return self._batch(task, items, ordered, total, backend, usual).rounds()
+        return self._batch(task, items, ordered, **how).rounds()
 
     async def astream(
         self,
@@ -125,15 +143,13 @@ class Runner:
         items: Iterable[T],
         *,
         ordered: bool = True,
-        total: int | None = None,
-        backend: str | None = None,
-        usual: str = "thread",
+        **how: Unpack[How],
     ) -> AsyncIterator[Outcome[R]]:
         """`stream` for async callers: the same loop, advanced in a thread of its own."""
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, "video-astream") as thread:
             # The context holds the slot, where this runs in a worker.
-            make = functools.partial(self._batch, task, items, ordered, total, backend, usual)
+            make = functools.partial(self._batch, task, items, ordered, **how)
             batch = await loop.run_in_executor(thread, contextvars.copy_context().run, make)
             rounds = batch.rounds()
             try:
@@ -170,66 +186,140 @@ class Runner:
     ) -> None:
         self.close()
 
-    def choose(
-        self,
-        task: Callable[..., Any],
-        total: int | None,
-        *,
-        backend: str | None = None,
-        usual: str = "thread",
-    ) -> plan.Choice:
-        """What a batch of `total` items (None: unknown) of this task would run on, and why."""
+    def choose(self, task: Callable[..., Any], **how: Unpack[How]) -> plan.Choice:
+        """What a batch of this task starts on, and why; where `measure` is set, AUTO decides while it runs
+        (`explain` then says what and why)."""
         config, slot = self.config, scope.current()
+        backend = how.get("backend")
         if backend is not None and backend != BackendType.AUTO:
             config = dataclasses.replace(config, backend=backend)
         return plan.choose(
             config,
             coroutine=is_coroutine_function(task),
-            total=total,
+            total=how.get("total"),
             cpus=scope.usable_cpus() if slot is None else slot.threads,
             nested=slot is not None,
-            usual=usual,
+            isolate=how.get("isolate", False),
         )
+
+    def explain(self, task: Callable[..., Any] | None = None, **how: Unpack[How]) -> Decision | None:
+        """Which engine the latest batch of this runner ran on, or runs on by now, and why; None before one.
+
+        `str()` of it is a table of what was measured, and of every engine's prediction or refusal.
+
+        :param task: say instead what a batch of this task would run on, as far as that is known before any
+            item has run: by the rules, by what is declared (`kind`, `cost`), or from earlier batches.
+        """
+        if task is None:
+            return None if self._latest is None else self._latest()
+        choice = self.choose(task, **how)
+        _, known = self._known(task, how)
+        machine, asked = selector.Machine(scope.usable_cpus(), measure.free_memory()), self._asked(how)
+        engines = self._engines().values()
+        if choice.backend == "async" or scope.current() is not None:
+            engines = []  # type: ignore[assignment]  # there is nothing to choose from
+        candidates = tuple(selector.foresee(engine, known, asked, machine) for engine in engines)
+        reason = choice.reason
+        backend, workers, threads = choice.backend, choice.workers, choice.threads
+        if choice.measure and known is not None:
+            best, reason = selector.decide(candidates)
+            backend, workers = best.backend, best.workers
+            threads = self.config.threads_per_worker or max(1, machine.cpus // workers)
+        left = how.get("total")
+        return Decision(backend, workers, threads, reason, candidates, known, machine, left=left)
 
     def _batch(
         self,
         task: Callable[[T], R],
         items: Iterable[T],
         ordered: bool,
-        total: int | None,
-        backend: str | None,
-        usual: str,
         prefetch: bool = True,
+        **how: Unpack[How],
     ) -> Batch[R]:
         if not callable(task):
             raise ConfigError(f"the task is {task!r}", cure="It takes a function of one item.")
-        if total is None and isinstance(items, Sized):
-            total = len(items)
-        choice, executor, traits = self._engine(self.choose(task, total, backend=backend, usual=usual))
-        if is_coroutine_function(task) and not traits.coroutines:
+        if how.get("total") is None and isinstance(items, Sized):
+            how["total"] = len(items)
+        total = how.get("total")
+        choice = self.choose(task, **how)
+        auto = self._auto(task, how) if choice.measure else None
+        opened = self._opened(choice) if auto is None else auto.first()
+        if is_coroutine_function(task) and not opened.traits.coroutines:
             raise ConfigError(
                 f"the {choice.backend} engine cannot run an `async def` task", cure='Use backend="async".'
             )
-        if self.config.timeout is not None and traits.inline and scope.current() is None:
+        if self.config.timeout is not None and opened.traits.inline and scope.current() is None:
             raise ConfigError(
                 f"the {choice.backend} engine cannot hold a time limit", cure="Use process or thread."
             )
+        if auto is None:
+            ruled = opened.choice
+            decision = Decision(ruled.backend, ruled.workers, ruled.threads, ruled.reason, left=total)
+            self._latest = lambda: decision
+        else:
+            self._latest = lambda: auto.decision
         batch: Batch[R] = Batch(
-            self,
-            task,
-            items,
-            total,
-            executor,
-            traits,
-            choice,
-            self.config,
-            ordered,
-            self._observers,
-            prefetch,
+            self, task, items, total, opened, self.config, ordered, self._observers, prefetch, auto
         )
         with self._opening:
             self._running.add(batch)
         return batch
+
+    def _auto(self, task: Callable[..., Any], how: How) -> Auto:
+        """What chooses the engine of a batch while it runs."""
+        from video.auto import Auto  # with what it needs, some milliseconds that other batches need not spend
+
+        key, known = self._known(task, how)
+        cpus, threads = scope.usable_cpus(), self.config.threads_per_worker
+        return Auto(self._engines, self._asked(how), cpus, threads, self._opened, known, key)
+
+    def _known(self, task: Callable[..., Any], how: How) -> tuple[str | None, selector.Measured | None]:
+        """Under which key a task's items are remembered, and what is known of them."""
+        from video import profiles
+
+        key = profiles.key(task)
+        known = selector.declared(how.get("kind"), how.get("cost"))
+        if known is None and key is not None:
+            known = profiles.load(key)
+        return key, known
+
+    def _asked(self, how: How) -> selector.Asked:
+        config = self.config
+        return selector.Asked(
+            config.max_workers,
+            config.chunk_size or plan.LARGEST_CHUNK,
+            kills="a time limit" if config.timeout is not None else "",
+            isolated="an item may crash it" if how.get("isolate") else "",
+            left=how.get("total"),
+        )
+
+    def _engines(self, ahead: float = 0.0) -> dict[str, selector.Engine]:
+        """The engines that AUTO may take.
+
+        :param ahead: seconds of work that are left; much of it is worth measuring first what engines cost.
+        """
+        from video import calibrate
+
+        names = ["serial", "thread", "process"]
+        missing = {"joblib": "does what process does, and is taken only where it is asked for"}
+        if plan.names_cluster(self.config):
+            names.append("dask")
+        else:
+            missing["dask"] = "there is no cluster (`cluster`, or DASK_SCHEDULER_ADDRESS)"
+        if ahead >= CALIBRATED_FROM and not self._calibrated and not calibrate.stored():
+            self._calibrated = True  # even if it cannot be stored
+            calibrate.calibrate(names[:3])
+        warm = {name for name, _ in self._open}
+        engines = {}
+        for name, cost in calibrate.costs(names).items():
+            traits = registry.backends.get(name).traits
+            engines[name] = selector.Engine(name, traits, cost, name in warm or traits.inline)
+        for name, words in missing.items():
+            engines[name] = dataclasses.replace(engines["process"], name=name, missing=words)
+        return engines
+
+    def _opened(self, choice: plan.Choice) -> Opened:
+        return Opened(*self._engine(choice))
 
     def _engine(self, choice: plan.Choice) -> tuple[plan.Choice, Executor, Traits]:
         """The engine that was chosen; where it cannot start, the next simpler one, with one warning."""
@@ -258,10 +348,11 @@ class Runner:
                     messages.append(message)
 
     def _executor(self, choice: plan.Choice) -> tuple[Executor, Traits]:
-        if choice.backend not in self._open:
+        key = choice.backend, choice.workers
+        if key not in self._open:
             backend = registry.backends.get(choice.backend)(self.config)
-            self._open[choice.backend] = backend.open(choice.workers), backend.traits
-        return self._open[choice.backend]
+            self._open[key] = backend.open(choice.workers), backend.traits
+        return self._open[key]
 
 
 class EngineReplacedWarning(RuntimeWarning):
@@ -322,7 +413,7 @@ def _callers_level() -> int:
     return level
 
 
-def _shut(executors: dict[str, tuple[Executor, Traits]], owner: int) -> None:
+def _shut(executors: dict[tuple[str, int], tuple[Executor, Traits]], owner: int) -> None:
     while executors and os.getpid() == owner:  # a forked child must not end its parent's workers
         _, (executor, _) = executors.popitem()
         executor.shutdown(wait=True, cancel_futures=True)

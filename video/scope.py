@@ -9,6 +9,7 @@ files are removed by the code that made them.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import threading
@@ -23,6 +24,8 @@ if TYPE_CHECKING:  # a worker process starts faster without these
     from pathlib import Path
     from typing import Any
 
+QUOTA_SECONDS = 5.0
+"""A CPU quota may change while a program runs; to read it takes as long as a small batch."""
 REPORT_SECONDS = 0.1
 """Reports of progress closer together than this are dropped: nobody can read faster."""
 
@@ -158,8 +161,13 @@ def usable_cpus() -> int:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
         count = os.cpu_count() or 1
-    quota = _cgroup_quota()
+    quota = _quota_lately(int(time.monotonic() / QUOTA_SECONDS))
     return max(1, count if quota is None else min(count, math.ceil(quota)))
+
+
+@functools.lru_cache(1)
+def _quota_lately(_: int) -> float | None:
+    return _cgroup_quota()
 
 
 def _cgroup_quota(root: Path | None = None) -> float | None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from video import plan
 from video.backends.base import Traits
+from video.errors import ConfigError
 
 MARGIN = 0.15
 """An engine that is more complex must promise to be faster by this share."""
@@ -41,6 +42,10 @@ SLOW = 0.7
 """Below this share of the predicted rate, the rest of the batch is planned anew."""
 DRIFT = 3.0
 """So is it when items take this many times longer, or shorter, than those that were measured."""
+WAITS = 0.2
+"""An item that uses less CPU than this share of its time waits for something else."""
+LOCKED = 0.5
+"""Threads that find the interpreter's lock held for more than this share of the time take turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ class Measured:
     memory: float = 0.0
     """Bytes that one running item adds to its process."""
     load: float = 0.0
-    """Seconds that the first item took beyond the others (imports, models); new worker processes pay again."""
+    """Seconds that the first item took beyond the others (imports, models), as each new worker will."""
     items: int = 0
     """Items that were measured."""
     source: str = "probe"
@@ -132,14 +137,29 @@ class Candidate:
     seconds: float
     """Infinite where it is refused."""
     refusal: str = ""
+    start: float = 0.0
+    """Of them, until the first item begins."""
 
 
-def kind(name: str) -> tuple[float, float]:
-    """CPU seconds for a second of wall time, and the lock's share, of a declared kind of work.
+KINDS = {"python": (1.0, 1.0), "native": (1.0, 0.0), "io": (0.0, 0.0)}
+"""CPU seconds for a second of wall time, and the lock's share, of a declared kind of work."""
 
-    :param name: "python", "native" (C code that releases the lock, or child processes), or "io" (waiting).
+
+def declared(kind: str | None, cost: float | None) -> Measured | None:
+    """What the caller says that an item takes; None unless he says both.
+
+    :raises ConfigError: for an unknown kind, or a cost that is no time.
     """
-    return {"python": (1.0, 1.0), "native": (1.0, 0.0), "io": (0.0, 0.0)}[name]
+    if kind is not None and kind not in KINDS:
+        raise ConfigError(f"kind is {kind!r}", cure=f"It takes one of {', '.join(KINDS)}.")
+    if cost is not None and not (
+        isinstance(cost, int | float) and not isinstance(cost, bool) and 0 < cost < math.inf
+    ):
+        raise ConfigError(f"cost is {cost!r}", cure="It takes seconds above 0.")
+    if kind is None or cost is None:
+        return None
+    cpu, gil = KINDS[kind]
+    return Measured(cost, cpu * cost, gil, source="declared")
 
 
 def refusal(engine: Engine, measured: Measured, asked: Asked) -> str:
@@ -167,11 +187,10 @@ def width(engine: Engine, measured: Measured, asked: Asked, machine: Machine) ->
     else:
         busy = measured.cpu / measured.wall if measured.wall > 0 else 1.0
         # As many as keep the CPUs busy: work that waits leaves them to others.
-        most = asked.workers or math.ceil(
-            machine.cpus / max(busy, measured.gil, machine.cpus / WAITING_WIDTH)
-        )
+        share = max(busy, measured.gil, machine.cpus / WAITING_WIDTH)
+        most = asked.workers or int(machine.cpus / share + 0.25)
     if measured.memory > 0:
-        most = min(most, int(MEMORY_SHARE * machine.memory / measured.memory))
+        most = int(min(most, MEMORY_SHARE * machine.memory / measured.memory))
     return max(1, min(most, _left(measured, asked)))
 
 
@@ -193,9 +212,21 @@ def predict(engine: Engine, measured: Measured, asked: Asked, machine: Machine) 
     if traits.own_gil:
         start += 0.0 if engine.warm else measured.load
         each += 2 * measured.carry + measured.bytes * cost.byte
-        return Candidate(engine.name, workers, start + max(rounds * wall, cpu) + left * each)
+        return Candidate(engine.name, workers, start + max(rounds * wall, cpu) + left * each, start=start)
     locked = left * measured.gil * wall
-    return Candidate(engine.name, workers, start + max(rounds * wall, locked, cpu) + left * each)
+    seconds = start + max(rounds * wall, locked, cpu) + left * each
+    return Candidate(engine.name, workers, seconds, start=start)
+
+
+def foresee(engine: Engine, known: Measured | None, asked: Asked, machine: Machine) -> Candidate:
+    """`predict`, where perhaps nothing was measured yet: then the time is not a number."""
+    if known is not None:
+        return predict(engine, known, asked, machine)
+    nothing = Measured(0.0, 0.0, 0.0)
+    words = refusal(engine, nothing, asked)
+    return Candidate(
+        engine.name, width(engine, nothing, asked, machine), math.inf if words else math.nan, words
+    )
 
 
 def decide(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
@@ -219,6 +250,12 @@ def decide(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
     return best, f"predicted {gain:.0%} faster than {second.backend}"
 
 
+def stays(here: Candidate, best: Candidate) -> bool:
+    """Whether a batch that runs `here` is to go on there: to move costs something, and a busy machine makes
+    every engine slow."""
+    return best.backend == here.backend or best.seconds > here.seconds * (1 - MARGIN)
+
+
 def referee(candidates: Iterable[Candidate], measured: Measured) -> bool:
     """Whether two items at once on two threads should settle it: the lock's share is in between, and threads
     and processes are near to each other."""
@@ -230,7 +267,7 @@ def referee(candidates: Iterable[Candidate], measured: Measured) -> bool:
 
 
 def paired(measured: Measured, speedup: float) -> Measured:
-    """What the paired run says of the lock: it sees every lock that the items share, not only the interpreter's.
+    """What the paired run says of the lock: it sees every lock that the items share.
 
     :param speedup: seconds of two items one after the other / seconds of both at once.
     """
@@ -245,43 +282,51 @@ class Seen:
     seconds: float
     """Since it could begin: the engine's start is not counted."""
     work: float
-    """Seconds that the items took in their workers, the unfinished ones as far as they are."""
+    """Seconds that the items took in their workers."""
+    running: tuple[float, ...] = ()
+    """For how long those that run have run."""
     cpu: float | None = None
     """CPU seconds of this process in that time; None: the items ran elsewhere."""
+    locked: float = 0.0
+    """Share of the time, just now, for which somebody held the interpreter's lock."""
+
+    @property
+    def wall(self) -> float:
+        """Seconds that an item takes; those that run count where they are past the others already."""
+        mean = self.work / self.items if self.items else 0.0
+        longer = [one for one in self.running if one > mean]
+        return (self.work + sum(longer)) / max(1, self.items + len(longer))
 
 
-def off_course(seen: Seen, predicted: float, measured: Measured) -> str:
+def off_course(seen: Seen, each: float, measured: Measured) -> str:
     """Why the rest of the batch should be planned anew; empty: all goes well.
 
-    :param predicted: seconds for each item, by the clock on the wall.
+    :param each: predicted seconds for an item, by the clock on the wall.
     """
-    if seen.items and predicted > 0 and seen.items * predicted < SLOW * seen.seconds:
-        share = seen.items * predicted / seen.seconds
-        return f"progress is {share:.0%} of what was predicted"
-    if not seen.items and seen.seconds > predicted / SLOW:
-        return "no item has ended in time"
-    wall = seen.work / max(1, seen.items)
-    if measured.wall > 0 and not measured.wall / DRIFT < wall < measured.wall * DRIFT:
-        return f"items take {wall / measured.wall:.2g} times as long as those that were measured"
+    done = seen.items * each
+    if seen.seconds > 0 and done < SLOW * seen.seconds:
+        return f"progress was {done / seen.seconds:.0%} of what was predicted"
+    if seen.wall and measured.wall and not measured.wall / DRIFT < seen.wall < measured.wall * DRIFT:
+        return f"items took {seen.wall / measured.wall:.2g} times as long as those that were measured"
     return ""
 
 
-def revise(measured: Measured, seen: Seen, *, shares_gil: bool) -> Measured:
-    """What items take, by what they took since.
-
-    :param shares_gil: the items ran in this process; then longer ones may be the lock's doing.
-    """
-    if not seen.work or measured.wall <= 0:
+def revise(measured: Measured, seen: Seen) -> Measured:
+    """What items take, by what they took since. In this process they also take longer because they wait for
+    each other, so there their CPU time and the lock tell what they are."""
+    if not seen.wall or not measured.wall:
         return measured
-    ratio = seen.work / max(1, seen.items) / measured.wall
-    if not shares_gil or seen.cpu is None or measured.cpu < 0.1 * measured.wall:
-        return measured if 0.7 < ratio < 1.5 else measured.scaled(ratio)
-    by_cpu = seen.cpu / max(1, seen.items) / measured.cpu
-    if ratio > 1.5 and by_cpu < ratio / 1.5:  # the same work took longer: it waited for the others
-        each = seen.seconds / max(1, seen.items)
-        locked = min(1.0, each / (measured.wall * by_cpu)) if by_cpu > 0 else 1.0
-        return dataclasses.replace(measured.scaled(by_cpu), gil=max(measured.gil, locked))
-    return measured if 0.7 < ratio < 1.5 else measured.scaled(ratio)
+    if seen.cpu is None or not seen.seconds:
+        return measured.scaled(seen.wall / measured.wall)
+    # Those that run are half done, on the average.
+    cpu, wall, gil = seen.cpu / max(1.0, seen.items + len(seen.running) / 2), seen.wall, measured.gil
+    locked = seen.locked > LOCKED
+    if locked or seen.cpu > SLOW * seen.seconds:
+        wall = cpu + max(0.0, measured.wall - measured.cpu)
+        gil = min(1.0, cpu / wall) if locked else min(gil, seen.locked)
+    elif cpu > WAITS * wall and measured.cpu > WAITS * measured.wall:
+        wall = measured.wall * cpu / measured.cpu  # they compute as before, and wait for busy neighbours
+    return dataclasses.replace(measured, wall=wall, cpu=cpu, gil=gil, items=seen.items, source="watched")
 
 
 def _left(measured: Measured, asked: Asked) -> int:
@@ -326,7 +371,9 @@ class Decision:
         if self.candidates:
             lines += ["", f"{'engine':<10}{'workers':>8}  predicted"]
             for one in self.candidates:
-                says = one.refusal or f"{one.seconds:.3g} s"
+                says = one.refusal or (
+                    "not measured yet" if math.isnan(one.seconds) else f"{one.seconds:.3g} s"
+                )
                 taken = "  <- taken" if one.backend == self.backend else ""
                 lines.append(f"{one.backend:<10}{one.workers:>8}  {says}{taken}")
         if self.earlier is not None:

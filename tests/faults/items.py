@@ -274,7 +274,7 @@ def nested(x: int) -> list[Any]:
 
     with Runner() as runner:
         outcomes = runner.map(double, [x, x + 1])
-        return [runner.choose(double, 5).backend, *(outcome.value for outcome in outcomes)]
+        return [runner.choose(double, total=5).backend, *(outcome.value for outcome in outcomes)]
 
 
 def fail_to_start() -> None:

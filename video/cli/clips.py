@@ -91,12 +91,13 @@ Examples:
     is_flag=True,
     help="One JSON object a video, as soon as it is done, in input order.  [default when piped]",
 )
+@click.option("--explain", is_flag=True, help="Say which engine runs the batch, and why.")
 @click.option("--dry-run", is_flag=True, help="Choose the clips and show them, but write nothing.")
 @click.option("--debug", is_flag=True, help="Show tracebacks of what fails.")
 def clips(
     inputs: tuple[str, ...], out: Path, count: int, min_length: float | None, max_length: float,
     mode: str, format_: str, backend: str, workers: int | None, timeout: float | None,
-    json: bool, dry_run: bool, debug: bool,
+    json: bool, explain: bool, dry_run: bool, debug: bool,
 ) -> int:  # fmt: skip
     """Cut the highlights out of videos.
 
@@ -133,6 +134,8 @@ def clips(
             ProgressBars("videos", names, console) as bars,
             processor_type(config_of(backend, workers, timeout), observers=[bars]) as processor,
         ):
+            if explain:
+                say(console, str(processor.explain(requests, backend)))
             for ready in processor.stream_process(requests):
                 go_on()
                 responses += ready

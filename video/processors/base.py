@@ -21,7 +21,9 @@ from video.config import BackendType, ParallelConfig
 from video.errors import ConfigError, VideoError
 from video.events import Observer
 from video.outcome import Outcome
+from video.plan import Choice
 from video.runner import Runner
+from video.selector import Decision
 from video.sources.base import readable, redact
 
 Request = TypeVar("Request", bound=BaseModel)
@@ -48,9 +50,9 @@ class Processor(ABC, Generic[Request, Response]):
     """
 
     request_type: ClassVar[type[BaseModel]]
-    usual: ClassVar[str] = "process"
-    """The engine that AUTO falls back on. Video work meets damaged files, and only a process of its own
-    keeps a crashing decoder from taking the rest of the batch along."""
+    isolate: ClassVar[bool] = True
+    """Video work meets damaged files, and only a process of its own keeps a crashing decoder from taking the
+    rest of the batch along."""
     preload: ClassVar[tuple[str, ...]] = ()
     """Modules that a worker needs for this work."""
     task: Callable[[Any], Any]
@@ -130,6 +132,22 @@ class Processor(ABC, Generic[Request, Response]):
                 self.validation_reasons.append(None)
         return [reason is None for reason in self.validation_reasons]
 
+    def explain(
+        self,
+        requests: Iterable[Request | Mapping[str, Any] | str] | None = None,
+        backend: BackendType | str = BackendType.AUTO,
+    ) -> Decision | None:
+        """Which engine a batch of these requests would run on, and why; nothing is run. `str()` of it is a
+        table of every engine.
+
+        :param requests: None: say it of the latest batch; None before one.
+        """
+        if requests is None:
+            return self.runner.explain()
+        total = len(requests) if isinstance(requests, Sized) else None
+        task = functools.partial(_run, type(self).task)
+        return self.runner.explain(task, total=total, backend=backend, isolate=self.isolate)
+
     def close(self) -> None:
         """End the workers. The processor can be used again; it then starts new ones."""
         self.runner.close()
@@ -172,7 +190,9 @@ class Processor(ABC, Generic[Request, Response]):
         """The job that travels to a worker."""
 
     @abstractmethod
-    def respond(self, source: str, request: Request | None, outcome: Outcome[Any], backend: str) -> Response:
+    def respond(
+        self, source: str, request: Request | None, outcome: Outcome[Any], choice: Choice
+    ) -> Response:
         """The response; `request` is None where it was not valid."""
 
 
@@ -189,16 +209,16 @@ class _Batch(Generic[Request, Response]):
             raise ConfigError("requests is a single one", cure="Put it into a list.")
         total = len(requests) if isinstance(requests, Sized) else None
         task = functools.partial(_run, type(processor).task)
-        choice = processor.runner.choose(task, total, backend=backend, usual=processor.usual)
+        choice = processor.runner.choose(task, total=total, backend=backend, isolate=processor.isolate)
         self.call: dict[str, Any] = {
             "task": task,
             "items": self._jobs(requests),
             "total": total,
             "backend": backend,
-            "usual": processor.usual,
+            "isolate": processor.isolate,
         }
         self._processor = processor
-        self._backend = choice.backend
+        self._choice = choice
         self._asked: dict[int, tuple[str, Request | None]] = {}
         self._names = Names()
         if isinstance(requests, Sequence):
@@ -221,7 +241,7 @@ class _Batch(Generic[Request, Response]):
         source, request = self._asked.pop(outcome.index)
         if request is None:
             outcome = dataclasses.replace(outcome, attempts=0, seconds=0.0)
-        return self._processor.respond(source, request, outcome, self._backend)
+        return self._processor.respond(source, request, outcome, self._choice)
 
 
 def _run(task: Callable[[Any], Any], job: Any) -> Any:

@@ -307,7 +307,7 @@ def nested(item: int) -> tuple[str, list[Any]]:
     from video.runner import Runner
 
     with Runner(ParallelConfig(backend="process", max_workers=2)) as runner:
-        choice = runner.choose(double, 3)
+        choice = runner.choose(double, total=3)
         return choice.backend, [one.value for one in runner.map(double, [item, item + 1])]
 
 

@@ -17,7 +17,7 @@ def workers_share_the_cpus(bench: Bench) -> None:
     most = max(1, scope.usable_cpus() // 2)
     with bench.runner(threads_per_worker=None) as runner:
         shares = {one.unwrap() for one in runner.map(tasks.threads, range(8))}
-    inline = runner.choose(tasks.threads, 8).workers == 1  # it has all CPUs to itself
+    inline = runner.choose(tasks.threads, total=8).workers == 1  # it has all CPUs to itself
     for threads, variable in shares:
         holds(inline or threads <= most, f"each of 2 workers may use {threads} native threads, not {most}")
         if bench.traits.pickles and "OMP_NUM_THREADS" not in os.environ:

@@ -1,0 +1,346 @@
+"""AUTO on real work: it chooses while the batch runs, and loses and doubles nothing on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tasks
+from tests.waiting import until
+from video import ParallelConfig, Runner
+from video.batch import Batch, Opened, Progress
+from video.errors import BatchFailed
+from video.events import Event, Kind
+from video.measure import Probe
+from video.outcome import Outcome
+from video.plan import Choice
+
+
+@pytest.fixture
+def runner() -> Iterator[Runner]:
+    with Runner() as runner:
+        yield runner
+
+
+def noted(folder: Path, task: Callable[[int], Any], item: int) -> Any:
+    """Leave a file for each run of an item."""
+    with (folder / str(item)).open("a") as file:
+        file.write("x")
+    return task(item)
+
+
+def steps(item: int) -> int:
+    """Some 30 ms of pure Python."""
+    return sum(range(item, item + 1_500_000)) * 0 + item
+
+
+def sleeps(item: int) -> int:
+    time.sleep(0.01)
+    return item
+
+
+def hasty(item: int) -> int:
+    time.sleep(0.0003 * (item % 7))
+    return item
+
+
+def sleeps_then_steps(item: int) -> int:
+    return sleeps(item) if item < 60 else steps(item)
+
+
+def long_first(item: int) -> int:
+    time.sleep(2.0 if item == 0 else 0.01)
+    return item
+
+
+def whole(outcomes: list[Outcome[Any]], count: int) -> None:
+    assert [outcome.index for outcome in outcomes] == list(range(count))
+    assert [outcome.unwrap() for outcome in outcomes] == list(range(count))
+
+
+def ran_once(folder: Path, count: int) -> None:
+    assert Counter({path.name: path.stat().st_size for path in folder.iterdir()}) == Counter(
+        {str(item): 1 for item in range(count)}
+    )
+
+
+def chosen(runner: Runner) -> str:
+    decision = runner.explain()
+    assert decision is not None
+    return decision.backend
+
+
+def test_python_code_goes_to_processes(runner: Runner, tmp_path: Path) -> None:
+    whole(runner.map(partial(noted, tmp_path, steps), range(60)), 60)
+    assert chosen(runner) == "process"
+    ran_once(tmp_path, 60)
+
+
+def test_work_that_waits_goes_to_threads(runner: Runner, tmp_path: Path) -> None:
+    whole(runner.map(partial(noted, tmp_path, sleeps), range(200)), 200)
+    decision = runner.explain()
+    assert decision is not None
+    assert (decision.backend, decision.workers > 8) == ("thread", True)
+    ran_once(tmp_path, 200)
+
+
+def test_what_does_not_pickle_stays_here(runner: Runner) -> None:
+    locks = [threading.Lock() for _ in range(40)]
+    outcomes = runner.map(lambda lock: steps(1) and lock, locks)
+    assert [outcome.unwrap() for outcome in outcomes] == locks
+    decision = runner.explain()
+    assert decision is not None
+    assert "lock" in next(one.refusal for one in decision.candidates if one.backend == "process")
+
+
+def test_a_result_that_does_not_pickle_keeps_the_batch_here(runner: Runner) -> None:
+    outcomes = runner.map(lambda _: steps(1) and threading.Lock(), range(40))
+    assert all(outcome.ok for outcome in outcomes)
+
+
+def test_a_named_engine_is_always_honoured() -> None:
+    with Runner(ParallelConfig(backend="serial")) as runner:
+        runner.map(sleeps, range(10))
+        assert chosen(runner) == "serial"
+        runner.map(steps, range(10), backend="thread")
+        assert chosen(runner) == "thread"
+
+
+def test_what_is_declared_is_not_measured(runner: Runner) -> None:
+    whole(runner.map(sleeps, range(200), kind="python", cost=0.5), 200)
+    decision = runner.explain()
+    assert decision is not None
+    while decision.earlier is not None:  # it was not true, which may have been noticed
+        decision = decision.earlier
+    assert decision.measured is not None
+    assert (decision.backend, decision.measured.source) == ("process", "declared")
+
+
+def test_rules_need_no_measuring(runner: Runner) -> None:
+    runner.map(tasks.double, [1])
+    assert chosen(runner) == "serial"
+    runner.map(tasks.double, range(3), isolate=True)
+    assert chosen(runner) == "process"
+    runner.map(tasks.double_later, range(3))
+    assert chosen(runner) == "async"
+    assert runner.explain().candidates == ()  # type: ignore[union-attr]  # there is one
+
+
+def test_nothing_is_explained_before_the_first_batch(runner: Runner) -> None:
+    assert runner.explain() is None
+
+
+def test_a_long_first_item_does_not_hold_up_the_others(runner: Runner) -> None:
+    order = [outcome.index for outcome in runner.stream(long_first, range(50), ordered=False)]
+    assert sorted(order) == list(range(50))
+    assert order.index(0) > 40
+
+
+def test_a_batch_moves_to_a_better_engine_on_its_way(tmp_path: Path) -> None:
+    """Items that waited begin to compute: the rest moves, and each item still runs once."""
+    seen: list[Event] = []
+    with Runner(observers=[seen.append]) as runner:
+        whole(runner.map(partial(noted, tmp_path, sleeps_then_steps), range(300)), 300)
+        decision = runner.explain()
+    assert decision is not None
+    assert decision.backend == "process"
+    assert decision.earlier is not None
+    assert decision.earlier.backend == "thread"
+    moves = [event.backend for event in seen if event.kind is Kind.ENGINE_CHOSEN]
+    assert moves == ["thread", "process"]
+    ran_once(tmp_path, 300)
+
+
+class Restless:
+    """A pilot that moves to another engine each time it is asked."""
+
+    eager = True
+    check_at = 0.0
+
+    def __init__(self, engines: list[Opened]) -> None:
+        self._engines = itertools.cycle(engines)
+        self.moves = 0
+
+    def steer(self, now: float, progress: Progress) -> Opened | None:
+        self.moves += 1
+        return next(self._engines)
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_batch_that_never_stays_loses_and_doubles_nothing(tmp_path: Path, ordered: bool) -> None:
+    with Runner() as runner:
+        engines = [
+            runner._opened(Choice(name, workers, 1, "it is its turn"))
+            for name, workers in [("thread", 1), ("process", 2), ("thread", 3), ("serial", 1)]
+        ]
+        pilot = Restless(engines)
+        task = partial(noted, tmp_path, hasty)
+        batch = Batch(runner, task, range(400), 400, engines[0], ParallelConfig(), ordered, (), pilot=pilot)
+        outcomes = [outcome for some in batch.rounds() for outcome in some]
+    if not ordered:
+        outcomes.sort(key=lambda outcome: outcome.index)
+    whole(outcomes, 400)
+    ran_once(tmp_path, 400)
+    assert pilot.moves > 20
+
+
+@pytest.mark.parametrize("total", [0, 1, 2, 3, 17])
+def test_odd_sizes_lose_nothing(runner: Runner, total: int) -> None:
+    whole(runner.map(sleeps, range(total)), total)
+
+
+def test_an_input_without_a_length_is_measured_too(runner: Runner) -> None:
+    whole(runner.map(steps, iter(range(60))), 60)
+    assert chosen(runner) == "process"
+
+
+def test_an_endless_input_is_drawn_little_ahead(runner: Runner) -> None:
+    drawn = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal drawn
+        while True:
+            drawn += 1
+            yield drawn
+
+    with runner.stream(sleeps, endless()) as stream:
+        for _ in range(100):
+            assert next(stream).ok
+        assert drawn < 100 + 64 * 32 + 32
+
+
+def test_items_that_fail_do_so_alone(runner: Runner) -> None:
+    outcomes = runner.map(tasks.fail_on_3, range(200))
+    assert [outcome.index for outcome in outcomes if not outcome.ok] == [3]
+
+
+def test_an_input_that_fails_comes_after_its_outcomes(runner: Runner) -> None:
+    def broken() -> Iterator[int]:
+        yield from range(100)
+        raise OSError("the disk is gone")
+
+    stream = iter(runner.stream(sleeps, broken()))
+    assert [next(stream).index for _ in range(100)] == list(range(100))
+    with pytest.raises(OSError, match="disk is gone"):
+        next(stream)
+
+
+def test_the_first_failure_may_end_it() -> None:
+    with Runner(ParallelConfig(fail="fast")) as runner, pytest.raises(BatchFailed) as caught:
+        runner.map(tasks.fail_on_3, range(1000))
+    assert caught.value.failed == 3
+
+
+def test_leaving_it_early_leaves_nothing(runner: Runner) -> None:
+    before = threading.active_count()
+    with runner.stream(steps, range(1000)) as stream:
+        next(stream)
+    runner.close()
+    until(lambda: threading.active_count() <= before)
+
+
+def test_many_batches_at_once_each_get_their_own(runner: Runner) -> None:
+    results: dict[int, list[Outcome[int]]] = {}
+
+    def go(number: int) -> None:
+        results[number] = runner.map(sleeps if number % 2 else steps, range(30))
+
+    threads = [threading.Thread(target=go, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for number in range(4):
+        whole(results[number], 30)
+
+
+def test_an_event_loop_goes_on_while_it_probes(runner: Runner) -> None:
+    async def main() -> tuple[int, int]:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.005)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        count = sum([1 async for _ in runner.astream(sleeps, range(100))])
+        ticking.cancel()
+        return count, ticks
+
+    count, ticks = asyncio.run(main())
+    assert count == 100
+    assert ticks > 3
+
+
+def test_it_says_beforehand_what_it_knows(runner: Runner) -> None:
+    """By the rules, and by what is declared; nothing runs."""
+    guess = runner.explain(tasks.exit_on_3, total=10)
+    assert guess is not None
+    assert guess.backend == "thread"
+    declared = runner.explain(steps, total=1000, kind="python", cost=0.5)
+    assert declared is not None
+    assert (declared.backend, len(declared.candidates)) == ("process", 5)
+    isolated = runner.explain(steps, total=10, isolate=True)
+    assert isolated is not None
+    assert isolated.backend == "process"
+    assert "may crash" in next(one.refusal for one in isolated.candidates if one.backend == "thread")
+    assert runner.explain() is None
+
+
+# What is measured
+
+
+def measure(task: Callable[[int], Any], items: range = range(4)) -> Any:
+    probe = Probe()
+    probe.listen()
+    thread = threading.Thread(target=lambda: [probe.run(task, [item], 1) for item in items])
+    thread.start()
+    thread.join(60)
+    measured = probe.measured()
+    probe.close()
+    assert measured is not None
+    return measured
+
+
+def test_python_code_holds_the_lock() -> None:
+    measured = measure(steps)
+    assert measured.gil > 0.6
+    assert measured.cpu == pytest.approx(measured.wall, rel=0.5)
+
+
+def test_waiting_takes_no_cpu_and_no_lock() -> None:
+    measured = measure(lambda _: time.sleep(0.05))
+    assert measured.gil < 0.3
+    assert measured.cpu < 0.5 * measured.wall
+
+
+def test_a_first_item_that_loads_something_is_kept_apart() -> None:
+    measured = measure(lambda item: time.sleep(0.5 if item == 0 else 0.01))
+    assert measured.load > 0.3
+    assert measured.wall < 0.1
+    assert measured.items == 3
+
+
+def test_what_crosses_is_weighed() -> None:
+    measured = measure(lambda _: bytes(3_000_000))
+    assert 3_000_000 <= measured.bytes < 3_010_000
+    assert measured.pickles == ""
+    assert measure(lambda _: threading.Lock()).pickles
+
+
+def test_memory_that_grows_is_seen() -> None:
+    measured = measure(lambda _: len(bytearray(b"x") * 300_000_000))
+    assert measured.memory > 200_000_000

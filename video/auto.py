@@ -1,0 +1,337 @@
+"""The engine of one batch, chosen while it runs: probe, decide, watch, and decide anew if it must.
+
+    probe on a thread -> [two at once, where threads and processes are near] -> decision -> watch -> ...
+
+The batch asks `steer` when something has happened or is due, and goes on as the answer says. What follows
+from what is `selector`'s business, and what items take is `measure`'s; here is only what has happened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from video import profiles, selector
+from video.backends.base import CHUNK_SECONDS
+from video.batch import Opened, Progress
+from video.events import logger
+from video.measure import Listening, Probe, free_memory
+from video.plan import Choice
+from video.selector import Asked, Candidate, Decision, Engine, Machine, Measured, Seen
+
+LOOKS = (0.001, 0.006, 0.012, 0.025, 0.05, 0.1, 0.25)
+"""Seconds after which the probe is looked at, whatever has ended: at the first the listening to the lock
+begins, by the last it is decided, even if the first item still runs: the others shall not wait for it."""
+ENOUGH_SECONDS = 0.025
+"""Measured work that tells who holds the interpreter's lock: its holder lets go every 5 ms only."""
+ENOUGH_ITEMS = 2
+FREE = 0.2
+"""An item that holds the lock for less of its time, and was listened to for `FREE_SECONDS`, suits threads,
+however long it takes."""
+FREE_SECONDS = 0.01
+WAIT_SECONDS = 0.004
+"""The same for one that uses no CPU either."""
+WATCH_SECONDS = 0.1
+"""The first look at progress comes no earlier."""
+LISTEN_SECONDS = 0.05
+START_PATIENCE = 5.0
+"""An engine may take so many times longer to start than was measured."""
+MOST_SWITCHES = 2
+WIDER = 1.5
+"""More of the same workers are worth a change only from this factor on; fewer never are."""
+
+
+class Auto:
+    """Chooses for one batch.
+
+    :param engines: which there are, and which of them are warm; takes the seconds of work that are left.
+    :param threads: native threads of each item; None: what the workers leave of the CPUs.
+    :param open: an engine for a choice; may give another one where that cannot start.
+    :param known: what items take, where that was declared or is remembered: then a single item is probed,
+        for whether it crosses a process border.
+    :param key: under which what was measured is remembered; None: it is not.
+    """
+
+    def __init__(
+        self,
+        engines: Callable[[float], Mapping[str, Engine]],
+        asked: Asked,
+        cpus: int,
+        threads: int | None,
+        open: Callable[[Choice], Opened],
+        known: Measured | None = None,
+        key: str | None = None,
+    ) -> None:
+        self.decision: Decision | None = None
+        """The latest; None until there is one."""
+        self._engines = engines
+        self._asked = asked
+        self._cpus = cpus
+        self._fixed_threads = threads
+        self._open = open
+        self._known = known
+        self._key = key
+        self._began = time.monotonic()
+        self._probe: Probe | None = Probe()
+        self._probed: Probe | None = None
+        """The probe, when it is over."""
+        self._doubtful: Measured | None = None
+        """What the probe says, while two items at once are to say more."""
+        self._measured: Measured | None = None
+        """What items take, as far as is known by now."""
+        self._switches = 0
+        self._left: set[str] = set()
+        self._starting = False
+        """The engine has not answered yet."""
+        self._listening: Listening | None = None
+        """To the interpreter's lock, since progress is not what it should be."""
+        self._watched = _Watched()
+        self._looks = 0
+        self.check_at = self._began + LOOKS[0]
+
+    @property
+    def eager(self) -> bool:
+        return self._probe is not None or self._starting
+
+    def first(self) -> Opened:
+        """The engine to begin on: one thread, for only in this process the lock can be measured; or at once
+        the right one, where that is known and nothing needs to cross to it."""
+        if self._known is not None:
+            left = self._asked.left
+            best, _ = selector.decide(self._candidates(self._known, left)[0])
+            if not self._engines(0.0)[best.backend].traits.pickles:
+                return self._decide(time.monotonic(), Progress(0, 0.0, left), self._known)
+        return self._probing(1, "what the items take is measured first")
+
+    def steer(self, now: float, progress: Progress) -> Opened | None:
+        """The engine for what comes next, where that changes."""
+        if self._probe is not None:
+            return self._look_at_probe(self._probe, now, progress)
+        if self._starting and progress.done > self._watched.since.done:
+            self._expect(now, progress, self._watched.each)  # it is there, and the clock starts
+        return self._look_at_progress(now, progress) if now >= self.check_at else None
+
+    def close(self) -> None:
+        """The batch has ended."""
+        if self._listening is not None:
+            self._listening.locked(time.monotonic())
+        probe, self._probe = self._probe, None
+        if probe is not None:
+            probe.close()
+            if self.decision is None:
+                self.decision = Decision(
+                    "thread",
+                    1,
+                    self._threads(1),
+                    "all items were done before there was anything to choose",
+                    measured=self._known or probe.measured(),
+                    left=0,
+                )
+                self._measured = self.decision.measured
+        measured = self._measured
+        if measured is not None and measured.source == "probe" and self._probed is not None:
+            # By now the items have ended that ran when it was decided.
+            ended = self._probed.measured() or measured
+            measured = dataclasses.replace(ended, gil=measured.gil)
+        if self._key is not None and measured is not None and measured.source in ("probe", "watched"):
+            profiles.save(self._key, measured)
+        self._engines, self._open = _over, _over  # the runner, which keeps us to explain, is not kept by us
+
+    # Probing
+
+    def _probing(self, workers: int, reason: str) -> Opened:
+        assert self._probe is not None
+        threads = self._threads(min(self._cpus, self._asked.left or self._cpus))
+        opened = self._open(Choice("thread", workers, threads, reason))
+        return dataclasses.replace(opened, run=self._probe.run, target=ENOUGH_SECONDS / 2)
+
+    def _threads(self, workers: int) -> int:
+        return self._fixed_threads or max(1, self._cpus // workers)
+
+    def _look_at_probe(self, probe: Probe, now: float, progress: Progress) -> Opened | None:
+        if progress.left == 0:
+            self.check_at = math.inf  # nothing is left to choose for
+            return None
+        late = False
+        if now >= self.check_at:
+            probe.listen()
+            self._looks += 1
+            late = self._looks >= len(LOOKS)
+            self.check_at = now + LOOKS[-1] if late else max(now, self._began + LOOKS[self._looks])
+        elif not probe.items:
+            return None
+        measured = probe.measured()
+        if measured is None:
+            return None
+        if self._known is not None:
+            load = max(self._known.load, measured.load)
+            known = dataclasses.replace(self._known, pickles=measured.pickles, load=load)
+            if probe.items or late or self._looks > 3:
+                return self._decide(now, progress, known)
+            return None
+        if self._doubtful is not None:
+            speedup = probe.speedup(self._doubtful.wall)
+            if speedup is None and not late:
+                return None
+            measured = selector.paired(self._doubtful, speedup or 1.0)
+            return self._decide(now, progress, measured, "; two items at once settled it")
+        if not late and not self._tells(probe, measured):
+            return None
+        if not late and (progress.left is None or progress.left >= 2):
+            candidates, _ = self._candidates(measured, progress.left)
+            if selector.referee(candidates, measured):
+                self._doubtful = measured
+                probe.pair()
+                return self._probing(2, "two items at once tell threads from processes")
+        return self._decide(now, progress, measured)
+
+    def _tells(self, probe: Probe, measured: Measured) -> bool:
+        """The probe has seen enough."""
+        if measured.gil < FREE:
+            waits = measured.cpu < selector.WAITS * measured.wall
+            if probe.heard >= (WAIT_SECONDS if waits else FREE_SECONDS):
+                return True
+        return probe.items >= ENOUGH_ITEMS and probe.seconds >= ENOUGH_SECONDS
+
+    # Deciding
+
+    def _decide(self, now: float, progress: Progress, measured: Measured, more: str = "") -> Opened:
+        if self._probe is not None:
+            self._probe.close()
+            self._probed, self._probe = self._probe, None
+        candidates, machine = self._candidates(measured, progress.left)
+        best, reason = selector.decide(candidates)
+        return self._take(now, progress, measured, candidates, machine, best, reason + more)
+
+    def _candidates(self, measured: Measured, left: int | None) -> tuple[tuple[Candidate, ...], Machine]:
+        machine = Machine(self._cpus, free_memory())
+        asked = dataclasses.replace(self._asked, left=left)
+        engines = [
+            dataclasses.replace(engine, missing="was left for another one before")
+            if name in self._left
+            else engine
+            for name, engine in self._engines(measured.wall * _count(left, measured)).items()
+        ]
+        return tuple(selector.predict(one, measured, asked, machine) for one in engines), machine
+
+    def _take(
+        self,
+        now: float,
+        progress: Progress,
+        measured: Measured,
+        candidates: tuple[Candidate, ...],
+        machine: Machine,
+        best: Candidate,
+        reason: str,
+    ) -> Opened:
+        opened = self._open(Choice(best.backend, best.workers, self._threads(best.workers), reason))
+        choice, earlier = opened.choice, self.decision
+        self.decision = Decision(
+            choice.backend,
+            choice.workers,
+            choice.threads,
+            choice.reason,
+            candidates,
+            measured,
+            machine,
+            progress.left,
+            now - self._began if earlier is None else 0.0,
+            earlier,
+        )
+        self._measured = measured
+        logger.info("%s", self.decision)
+        each = max(0.0, best.seconds - best.start) / _count(progress.left, measured)
+        self._expect(now, progress, each)
+        if best.start:
+            self._starting = True
+            self.check_at += START_PATIENCE * best.start
+        return opened
+
+    # Watching
+
+    def _expect(self, start: float, progress: Progress, each: float) -> None:
+        """From `start` on, an item is to take `each` seconds by the clock on the wall."""
+        assert self.decision is not None
+        patience = max(WATCH_SECONDS, 2 * self.decision.workers * each / selector.SLOW)
+        self._watched = _Watched(start, progress, each, time.process_time(), patience)
+        self._starting = False
+        self.check_at = start + patience
+
+    def _look_at_progress(self, now: float, progress: Progress) -> Opened | None:
+        watched, decision, known = self._watched, self.decision, self._measured
+        assert decision is not None
+        assert known is not None
+        if progress.left == 0:
+            self.check_at = math.inf
+            return None
+        inside = decision.backend in ("thread", "serial")
+        seen = watched.seen(now, progress, known.wall, inside=inside)
+        why = selector.off_course(seen, watched.each, known)
+        if why and inside and self._listening is None:
+            self._listening = Listening(now)
+            self.check_at = now + LISTEN_SECONDS
+            return None
+        if self._listening is not None:
+            seen = dataclasses.replace(seen, locked=self._listening.locked(now))
+            self._listening = None
+        watched.patience *= 2
+        self.check_at = watched.start + watched.patience
+        if not why:
+            return None
+        measured = selector.revise(known, seen)
+        candidates, machine = self._candidates(measured, progress.left)
+        left = _count(progress.left, measured)
+        here = next(one for one in candidates if one.backend == decision.backend)
+        actual = seen.seconds / seen.items if seen.items else here.seconds / left
+        if not inside or seen.locked > selector.LOCKED:
+            # What it does is known, and need not be predicted. Threads that are slow without a lock to wait
+            # for have busy neighbours, who would be no better to another engine.
+            now_here = dataclasses.replace(here, seconds=max(here.seconds, actual * left))
+            candidates = tuple(now_here if one is here else one for one in candidates)
+        best, reason = selector.decide(candidates)
+        here = next(one for one in candidates if one.backend == decision.backend)
+        wider = best.backend == decision.backend and best.workers > WIDER * decision.workers
+        if (selector.stays(here, best) and not wider) or self._switches == MOST_SWITCHES:
+            self._measured = measured
+            self._expect(now, progress, actual)
+            return None
+        self._switches += 1
+        if best.backend != decision.backend:
+            self._left.add(decision.backend)  # or a busy machine would send it to and fro
+        return self._take(now, progress, measured, candidates, machine, best, f"{why}; {reason}")
+
+
+@dataclasses.dataclass(slots=True)
+class _Watched:
+    """What is expected of the engine that runs, and since when."""
+
+    start: float = 0.0
+    since: Progress = dataclasses.field(default_factory=lambda: Progress(0, 0.0, None))
+    each: float = 0.0
+    cpu: float = 0.0
+    patience: float = 0.0
+
+    def seen(self, now: float, progress: Progress, wall: float, *, inside: bool) -> Seen:
+        # The time of one item, or of one chunk, is forgiven: what runs is no slower for not having ended.
+        until = max(progress.last, now - max(1.5 * wall, CHUNK_SECONDS))
+        return Seen(
+            progress.done - self.since.done,
+            max(0.0, until - self.start),
+            progress.work - self.since.work,
+            progress.running,
+            time.process_time() - self.cpu if inside else None,
+        )
+
+
+def _over(_: Any) -> NoReturn:
+    raise RuntimeError("this batch has ended")
+
+
+def _count(left: int | None, measured: Measured) -> int:
+    """Items that are left, or are taken to be."""
+    if left is not None:
+        return max(1, left)
+    return max(1, int(selector.HORIZON_SECONDS / max(measured.wall, 1e-9)))

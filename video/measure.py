@@ -1,0 +1,306 @@
+"""What items take while they run for real: their results count, so nothing runs twice.
+
+wall    seconds, less those that the thread waited for a CPU (Linux: /proc/self/task/TID/schedstat, field 2);
+        else a busy neighbour would look like I/O
+CPU     of the whole process and its children (ffmpeg!), less the ticker's own
+lock    a thread naps for half a millisecond at a time; what it wakes too late, beyond its own wait for a
+        CPU, somebody held the interpreter's lock (the idea of py-spy's and gilknocker's monitors)
+bytes   the first item and its result, pickled as for a worker process
+memory  by how much the process grew
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from video.backends import _pickling
+from video.backends.base import Ran, run_chunk
+from video.errors import NotPicklable
+from video.selector import Measured
+
+NAP_SECONDS = 0.0005
+LATE_SECONDS = 0.001
+"""A nap may last this much too long for no reason but the timer's."""
+LOADED = 3.0
+"""A first item that took this many times longer than the next ones was loading something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What some items took together."""
+
+    items: int
+    wall: float
+    cpu: float
+    late: float
+    """Seconds for which the lock was held, of those that were listened to."""
+    heard: float
+    memory: float = 0.0
+    failed: bool = False
+    """Some of them failed, which is no measure of the others."""
+
+
+def summary(readings: Sequence[Reading], carried: Carried | None, *, has_gil: bool = True) -> Measured | None:
+    """One item's share of it all; None if there is nothing to go by."""
+    sound = [one for one in readings if not one.failed and one.items] or [
+        one for one in readings if one.items
+    ]
+    if not sound:
+        return None
+    load = 0.0
+    if len(sound) > 1 and sound[0].items == 1:
+        others = sum(one.wall for one in sound[1:]) / sum(one.items for one in sound[1:])
+        if sound[0].wall > LOADED * others:
+            load = sound[0].wall - others
+            sound = sound[1:]
+    items, wall = sum(one.items for one in sound), sum(one.wall for one in sound)
+    late, heard = sum(one.late for one in sound), sum(one.heard for one in sound)
+    carried = carried or Carried()
+    return Measured(
+        wall=wall / items,
+        cpu=sum(one.cpu for one in sound) / items,
+        gil=min(1.0, late / heard) if has_gil and heard > 0 else 0.0,
+        bytes=carried.bytes,
+        carry=carried.seconds,
+        pickles=carried.refused,
+        memory=max(one.memory for one in sound),
+        load=load,
+        items=items,
+    )
+
+
+@dataclass(slots=True)
+class Carried:
+    """What it takes to carry an item and its result across a process border."""
+
+    bytes: float = 0.0
+    seconds: float = 0.0
+    refused: str = ""
+
+    def add(self, value: Any) -> None:
+        began = time.perf_counter()
+        try:
+            packed = _pickling.pack([value])
+        except NotPicklable as error:
+            self.refused = self.refused or str(error).splitlines()[0]
+        else:
+            self.bytes += len(packed.body) + sum(buffer.nbytes for buffer in packed.buffers)
+            self.seconds += time.perf_counter() - began
+
+
+class Probe:
+    """Runs chunks as `run_chunk` does, and measures them. One at a time, or two as the referee."""
+
+    def __init__(self) -> None:
+        self._ticker: _Ticker | None = None
+        self._driver = threading.get_native_id()
+        """The thread that drives the batch, whose CPU time is not the items'."""
+        self._lock = threading.Lock()
+        self._readings: list[Reading] = []
+        self._spans: list[tuple[float, float]] = []
+        self._paired_from = 0
+        self._open: dict[int, _Gauge] = {}
+        self._carried: Carried | None = None
+
+    def run(self, task: Callable[[Any], Any], items: Sequence[Any], threads: int) -> Ran:
+        with self._lock:
+            first, self._carried = self._carried is None, self._carried or Carried()
+        carried = self._carried
+        if first:
+            # The first one stands for all. Before the task sees it, since it may change or close it.
+            carried.add(items[0])
+        gauge = _Gauge(self)
+        with self._lock:
+            self._open[id(gauge)] = gauge
+        began = time.monotonic()
+        try:
+            ran = run_chunk(task, items, threads)
+        finally:
+            with self._lock:
+                del self._open[id(gauge)]
+        reading = gauge.read(len(ran.values), failed=bool(ran.errors))
+        with self._lock:
+            self._readings.append(reading)
+            self._spans.append((began, time.monotonic()))
+        if first and ran.values and not ran.errors:
+            carried.add(ran.values[0])
+        return ran
+
+    def listen(self) -> None:
+        """From now on the lock is listened to. Not from the start: short batches end before that matters."""
+        if self._ticker is None:
+            self._ticker = _Ticker()
+
+    def cpu(self) -> float:
+        """CPU seconds of this process and of the children that it has waited for, but for what is ours."""
+        times = os.times()
+        ours = _schedule(self._driver)[0] + (_schedule(self._ticker.native_id)[0] if self._ticker else 0.0)
+        return time.process_time() + times.children_user + times.children_system - ours
+
+    def late(self) -> float:
+        """Seconds so far for which the lock was held, as far as it was listened to."""
+        return 0.0 if self._ticker is None else self._ticker.late()
+
+    def heard_since(self, began: float) -> float:
+        """Seconds since then that were listened to."""
+        return 0.0 if self._ticker is None else time.monotonic() - max(began, self._ticker.began)
+
+    @property
+    def heard(self) -> float:
+        """Seconds of work that were listened to."""
+        with self._lock:
+            gauges = list(self._open.values())
+            return sum(one.heard for one in self._readings) + sum(gauge.read(1).heard for gauge in gauges)
+
+    @property
+    def items(self) -> int:
+        """Items that have ended."""
+        return sum(one.items for one in self._readings)
+
+    @property
+    def seconds(self) -> float:
+        """What they took together."""
+        return sum(one.wall for one in self._readings)
+
+    def measured(self) -> Measured | None:
+        """What an item takes, as far as is known by now: one that still runs counts as if it ended now."""
+        with self._lock:
+            readings = [*self._readings, *(gauge.read(1) for gauge in self._open.values())]
+        return summary(readings, self._carried, has_gil=_has_gil())
+
+    def pair(self) -> None:
+        """From now on two run at once."""
+        with self._lock:
+            self._paired_from = len(self._readings)
+
+    def speedup(self, wall: float) -> float | None:
+        """Of the first two chunks that ran at once, over one after the other; None: they have not ended.
+
+        :param wall: seconds of an item that runs alone.
+        """
+        with self._lock:
+            spans = self._spans[self._paired_from :][:2]
+            items = sum(one.items for one in self._readings[self._paired_from :][:2])
+        if len(spans) < 2:
+            return None
+        return items * wall / max(1e-9, max(end for _, end in spans) - min(start for start, _ in spans))
+
+    def close(self) -> None:
+        """Listen no more; what still runs is measured without."""
+        if self._ticker is not None:
+            self._ticker.stopped = True
+            self._ticker = None
+
+
+class Listening:
+    """For how much of the time somebody holds the interpreter's lock, from now on."""
+
+    def __init__(self, now: float) -> None:
+        self._began = now
+        self._ticker = _Ticker()
+
+    def locked(self, now: float) -> float:
+        """The share by now, 0 to 1; ends the listening."""
+        self._ticker.stopped = True
+        return min(1.0, max(0.0, self._ticker.late() / max(1e-9, now - self._began))) if _has_gil() else 0.0
+
+
+class _Gauge:
+    """Watches the thread that makes it."""
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        self._thread = threading.get_native_id()
+        self._memory, self._peak = _memory()
+        self._cpu, self._late, self._delay = probe.cpu(), probe.late(), _schedule(self._thread)[1]
+        self._began = time.monotonic()
+
+    def read(self, items: int, *, failed: bool = False) -> Reading:
+        """From any thread."""
+        delay = _schedule(self._thread)[1] - self._delay
+        wall = max(0.0, time.monotonic() - self._began - delay)
+        late, heard = self._probe.late() - self._late, self._probe.heard_since(self._began)
+        memory, peak = _memory()
+        # The peak of a process never falls: only where it has risen does it tell of these items.
+        grown = (peak if peak > self._peak else memory) - self._memory
+        cpu = self._probe.cpu() - self._cpu
+        return Reading(items, wall, max(0.0, cpu), max(0.0, late), min(wall, heard), max(0.0, grown), failed)
+
+
+class _Ticker(threading.Thread):
+    """Says for how long somebody held the lock."""
+
+    def __init__(self) -> None:
+        super().__init__(name="video-ticker", daemon=True)
+        self.stopped = False
+        self.began = self._lap = time.monotonic()
+        self._sum = 0.0
+        self.start()
+
+    def run(self) -> None:
+        clock, nap = (
+            time.monotonic,
+            time.sleep,
+        )  # the first lap began before this thread: it waits for the lock, too
+        while not self.stopped:
+            nap(NAP_SECONDS)
+            # Nothing here may let go of the lock, or this loop would see itself.
+            now = clock()
+            late = now - self._lap - NAP_SECONDS
+            if late > LATE_SECONDS:
+                self._sum += late
+            self._lap = now
+
+    def late(self) -> float:
+        """Seconds since the start, the lap that is still open included."""
+        late = time.monotonic() - self._lap - NAP_SECONDS
+        return self._sum + (late if late > LATE_SECONDS else 0.0) - _schedule(self.native_id)[1]
+
+
+def _schedule(thread: int | None) -> tuple[float, float]:
+    """Seconds for which a thread of this process had a CPU, and for which it was ready and had none; 0 where
+    the system does not say."""
+    try:
+        with open(f"/proc/self/task/{thread}/schedstat", "rb") as file:
+            ran, waited, _ = file.read().split()
+        return int(ran) / 1e9, int(waited) / 1e9
+    except (OSError, ValueError):
+        return 0.0, 0.0
+
+
+def _memory() -> tuple[float, float]:
+    """Resident bytes of this process, now and at most so far."""
+    try:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"), peak
+    except (ImportError, OSError):
+        return 0.0, 0.0
+
+
+def free_memory() -> float:
+    """Bytes that this process may still fill: of the system, or of its control group where that has less."""
+    free = [float("inf")]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            free += [int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")]
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        with open("/sys/fs/cgroup/memory.max") as most, open("/sys/fs/cgroup/memory.current") as current:
+            free.append(float(most.read()) - float(current.read()))
+    except (OSError, ValueError):  # no limit is the word "max"
+        pass
+    return max(0.0, min(free))
+
+
+def _has_gil() -> bool:
+    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
