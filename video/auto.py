@@ -36,6 +36,11 @@ WAIT_SECONDS = 0.004
 """The same for one that uses no CPU either."""
 WATCH_SECONDS = 0.1
 """The first look at progress comes no earlier."""
+FEW_ITEMS, FEW_SECONDS = 8, 1.0
+"""Until then, fewer items than these for each worker process say nothing: they come in lumps, and the last
+worker may still load what the task needs."""
+CHANCE = 1.5
+"""Worker processes may be so many times slower than predicted just because the machine is busy."""
 LISTEN_SECONDS = 0.05
 START_PATIENCE = 5.0
 """An engine may take so many times longer to start than was measured."""
@@ -269,6 +274,13 @@ class Auto:
             return None
         inside = decision.backend in ("thread", "serial")
         seen = watched.seen(now, progress, known.wall, inside=inside)
+        if (
+            not inside
+            and seen.items < FEW_ITEMS * decision.workers
+            and now - watched.start < FEW_SECONDS + 8 * known.wall
+        ):
+            self.check_at = now + WATCH_SECONDS
+            return None
         why = selector.off_course(seen, watched.each, known)
         if why and inside and self._listening is None:
             self._listening = Listening(now)
@@ -289,7 +301,8 @@ class Auto:
         if not inside or seen.locked > selector.LOCKED:
             # What it does is known, and need not be predicted. Threads that are slow without a lock to wait
             # for have busy neighbours, who would be no better to another engine.
-            now_here = dataclasses.replace(here, seconds=max(here.seconds, actual * left))
+            known_here = actual * left / (1 if inside else CHANCE)
+            now_here = dataclasses.replace(here, seconds=max(here.seconds, known_here))
             candidates = tuple(now_here if one is here else one for one in candidates)
         best, reason = selector.decide(candidates)
         here = next(one for one in candidates if one.backend == decision.backend)

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from video.backends import _pickling
 from video.backends.base import Ran, run_chunk
@@ -98,6 +98,8 @@ class Probe:
     """Runs chunks as `run_chunk` does, and measures them. One at a time, or two as the referee."""
 
     def __init__(self) -> None:
+        self.heard = 0.0
+        """Seconds of the work that was `measured` last in which the lock was listened to."""
         self._ticker: _Ticker | None = None
         self._driver = threading.get_native_id()
         """The thread that drives the batch, whose CPU time is not the items'."""
@@ -137,26 +139,22 @@ class Probe:
         if self._ticker is None:
             self._ticker = _Ticker()
 
-    def cpu(self) -> float:
-        """CPU seconds of this process and of the children that it has waited for, but for what is ours."""
+    def state(self, thread: int) -> _State:
+        """Where the clocks stand for one thread's work."""
+        ticker = self._ticker
+        # Files first: to read one lets go of the lock, and a thread that holds it long may come in between.
+        # The clocks after them are read in one go, or they would tell of different moments.
+        waited = _schedule(thread)[1]
+        memory, peak = _memory()
+        ours, unheard = _schedule(self._driver)[0], 0.0
+        if ticker is not None:
+            ran, unheard = _schedule(ticker.native_id)
+            ours += ran
         times = os.times()
-        ours = _schedule(self._driver)[0] + (_schedule(self._ticker.native_id)[0] if self._ticker else 0.0)
-        return time.process_time() + times.children_user + times.children_system - ours
-
-    def late(self) -> float:
-        """Seconds so far for which the lock was held, as far as it was listened to."""
-        return 0.0 if self._ticker is None else self._ticker.late()
-
-    def heard_since(self, began: float) -> float:
-        """Seconds since then that were listened to."""
-        return 0.0 if self._ticker is None else time.monotonic() - max(began, self._ticker.began)
-
-    @property
-    def heard(self) -> float:
-        """Seconds of work that were listened to."""
-        with self._lock:
-            gauges = list(self._open.values())
-            return sum(one.heard for one in self._readings) + sum(gauge.read(1).heard for gauge in gauges)
+        cpu = time.process_time() + times.children_user + times.children_system - ours
+        late = 0.0 if ticker is None else ticker.late() - unheard
+        now = time.monotonic()
+        return _State(now, cpu, waited, late, 0.0 if ticker is None else now - ticker.began, memory, peak)
 
     @property
     def items(self) -> int:
@@ -172,6 +170,7 @@ class Probe:
         """What an item takes, as far as is known by now: one that still runs counts as if it ended now."""
         with self._lock:
             readings = [*self._readings, *(gauge.read(1) for gauge in self._open.values())]
+        self.heard = sum(one.heard for one in readings)
         return summary(readings, self._carried, has_gil=_has_gil())
 
     def pair(self) -> None:
@@ -208,7 +207,22 @@ class Listening:
     def locked(self, now: float) -> float:
         """The share by now, 0 to 1; ends the listening."""
         self._ticker.stopped = True
-        return min(1.0, max(0.0, self._ticker.late() / max(1e-9, now - self._began))) if _has_gil() else 0.0
+        late = self._ticker.late() - _schedule(self._ticker.native_id)[1]
+        return min(1.0, max(0.0, late / max(1e-9, now - self._began))) if _has_gil() else 0.0
+
+
+class _State(NamedTuple):
+    now: float
+    cpu: float
+    """CPU seconds of this process and of the children that it has waited for, but for what is ours."""
+    waited: float
+    """Seconds for which the thread was ready, and had no CPU."""
+    late: float
+    """Seconds for which the lock was held, as far as it was listened to."""
+    heard: float
+    """Seconds that were listened to."""
+    memory: float
+    peak: float
 
 
 class _Gauge:
@@ -217,20 +231,23 @@ class _Gauge:
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
         self._thread = threading.get_native_id()
-        self._memory, self._peak = _memory()
-        self._cpu, self._late, self._delay = probe.cpu(), probe.late(), _schedule(self._thread)[1]
-        self._began = time.monotonic()
+        self._began = probe.state(self._thread)
 
     def read(self, items: int, *, failed: bool = False) -> Reading:
         """From any thread."""
-        delay = _schedule(self._thread)[1] - self._delay
-        wall = max(0.0, time.monotonic() - self._began - delay)
-        late, heard = self._probe.late() - self._late, self._probe.heard_since(self._began)
-        memory, peak = _memory()
+        began, state = self._began, self._probe.state(self._thread)
+        wall = max(0.0, state.now - began.now - (state.waited - began.waited))
         # The peak of a process never falls: only where it has risen does it tell of these items.
-        grown = (peak if peak > self._peak else memory) - self._memory
-        cpu = self._probe.cpu() - self._cpu
-        return Reading(items, wall, max(0.0, cpu), max(0.0, late), min(wall, heard), max(0.0, grown), failed)
+        grown = (state.peak if state.peak > began.peak else state.memory) - began.memory
+        return Reading(
+            items,
+            wall,
+            max(0.0, state.cpu - began.cpu),
+            max(0.0, state.late - began.late),
+            min(wall, max(0.0, state.heard - began.heard)),
+            max(0.0, grown),
+            failed,
+        )
 
 
 class _Ticker(threading.Thread):
@@ -244,10 +261,8 @@ class _Ticker(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        clock, nap = (
-            time.monotonic,
-            time.sleep,
-        )  # the first lap began before this thread: it waits for the lock, too
+        # The first lap began before this thread did, which has to wait for the lock as well.
+        clock, nap = time.monotonic, time.sleep
         while not self.stopped:
             nap(NAP_SECONDS)
             # Nothing here may let go of the lock, or this loop would see itself.
@@ -258,9 +273,9 @@ class _Ticker(threading.Thread):
             self._lap = now
 
     def late(self) -> float:
-        """Seconds since the start, the lap that is still open included."""
+        """Seconds by which it woke too late, the open lap included, and its waits for a CPU."""
         late = time.monotonic() - self._lap - NAP_SECONDS
-        return self._sum + (late if late > LATE_SECONDS else 0.0) - _schedule(self.native_id)[1]
+        return self._sum + (late if late > LATE_SECONDS else 0.0)
 
 
 def _schedule(thread: int | None) -> tuple[float, float]:
