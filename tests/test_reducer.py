@@ -187,6 +187,20 @@ def test_an_empty_batch_is_finished() -> None:
     assert reducer.finished
 
 
+def test_what_is_recalled_comes_first_and_is_not_charged() -> None:
+    reducer = batch()
+    first, second = lease(reducer), lease(reducer)
+    reducer.recalled(first.number)
+    assert reducer.waiting() == [0, 1, 2, 3]
+    answer(reducer, first)  # too late: it is not its any more
+    again = lease(reducer)
+    assert list(again.indexes) == [0, 1, 2, 3]
+    answer(reducer, second, again)
+    outcomes = due(reducer)
+    assert indexes(outcomes) == list(range(8))
+    assert set(attempts(outcomes)) == {1}
+
+
 def test_a_second_answer_for_a_lease_changes_nothing() -> None:
     reducer = batch()
     one = lease(reducer)
@@ -1285,6 +1299,21 @@ class AnyBatch(RuleBasedStateMachine):
         if not held.running and not held.done:
             del self.held[held.lease.number]
             self.reducer.lost(held.lease.number, error)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def recall(self, data: st.DataObject) -> None:
+        """The batch takes back what only waits."""
+        held = self.any_of(data)
+        if not held.running and not held.done and not held.killed:
+            del self.held[held.lease.number]
+            self.reducer.recalled(held.lease.number)
+
+    @rule()
+    def move(self) -> None:
+        """The batch goes on with another engine."""
+        self.sizes = Sizes(1)
+        self.reducer.move(self.limits, self.sizes)
 
     # The laws
 
