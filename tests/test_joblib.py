@@ -403,6 +403,11 @@ def test_native_libraries_get_their_share_of_threads() -> None:
         assert runner.map(lambda _: os.environ["OMP_NUM_THREADS"], [1])[0].value == "3"
 
 
+def test_numba_is_kept_from_compiling() -> None:
+    with Runner(ParallelConfig(backend="joblib", max_workers=1, use_numba=False)) as runner:
+        assert runner.map(lambda name: os.environ.get(name), ["NUMBA_DISABLE_JIT"])[0].unwrap() == "1"
+
+
 def test_a_worker_may_grow() -> None:
     """loky replaces workers that have grown by 300 MB; a few pictures are more than that."""
 

@@ -342,3 +342,13 @@ def test_workers_do_not_share_random_numbers() -> None:
     assert values[0][1] != values[1][1], "both items ran in one worker"
     assert values[0][2:] != values[1][2:]
     assert values[0][2] != values[1][2]
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_numba_compiles_in_workers_unless_it_is_not_to(method: str) -> None:
+    for use, variable in ((True, None), (False, "1")):
+        config = ParallelConfig(backend="process", max_workers=1, start_method=method, use_numba=use)
+        with Runner(config) as runner:
+            assert (
+                runner.map(lambda name: os.environ.get(name), ["NUMBA_DISABLE_JIT"])[0].unwrap() == variable
+            )

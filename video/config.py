@@ -46,6 +46,8 @@ class ParallelConfig:
     """Native (codec) threads of one item. None: usable CPUs / workers. Fix it for byte-equal encodes."""
     use_uvloop: bool = True
     """Run the async engine on uvloop where it is installed."""
+    use_numba: bool = True
+    """Let numba compile in worker processes. False: its functions run there as plain Python."""
     start_method: str | None = None
     """Of worker processes: "forkserver" or "spawn". None: forkserver on Linux, spawn elsewhere."""
     preload: tuple[str, ...] = ()
@@ -88,7 +90,7 @@ class ParallelConfig:
                 isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
             ):
                 raise ConfigError(f"{name} is {value!r}", cure=f"It takes {unit} above 0, or None.")
-        for name in ("use_uvloop", "strict"):
+        for name in ("use_uvloop", "use_numba", "strict"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}", cure="It takes True or False.")
         if not isinstance(self.backend, str) or not self.backend:

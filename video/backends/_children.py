@@ -151,13 +151,13 @@ class SpawnedChild:
     """A worker with an interpreter of its own, a thread that waits for its end, and a guard for the case that
     this process is killed."""
 
-    def __init__(self, threads: int, board_fd: int) -> None:
+    def __init__(self, threads: int, numba: bool, board_fd: int) -> None:
         self._socket, theirs = socket.socketpair()
         self.wire = Wire(self._socket.dup())
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
                 _worker.command(_nursery.import_path(), theirs.fileno(), board_fd),
-                env=dict(os.environ) | _worker.thread_environment(threads, dict(os.environ)),
+                env=dict(os.environ) | _nursery.worker_environment(threads, numba, dict(os.environ)),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno(), board_fd],
                 start_new_session=True,

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import video.scope as scope
 from video.backends._dask_call import GRACE_SECONDS, kill_tree
-from video.backends._worker import thread_environment
+from video.backends._nursery import worker_environment
 from video.errors import BackendUnavailable, described
 
 START_SECONDS = 60.0
@@ -46,7 +46,7 @@ FORKSERVER = sys.platform == "linux"
 class Cluster:
     """The process that holds a local cluster, seen from ours."""
 
-    def __init__(self, workers: int, threads: int) -> None:
+    def __init__(self, workers: int, threads: int, numba: bool) -> None:
         try:
             self._folder = tempfile.mkdtemp(prefix="video-dask-")
         except OSError as error:
@@ -64,7 +64,7 @@ class Cluster:
                     str(os.getpid()),
                 ],
                 stdin=subprocess.PIPE,
-                env=os.environ | thread_environment(threads, dict(os.environ)) | QUIET,
+                env=os.environ | worker_environment(threads, numba, dict(os.environ)) | QUIET,
                 start_new_session=True,  # Ctrl-C is ours to handle; and so the whole can be killed at once
             )
         except OSError as error:

@@ -47,9 +47,11 @@ THREAD_VARIABLES = (
 FORK, KILL, BORN, UNBORN, DEAD = b"F", b"K", b"B", b"U", b"D"
 
 
-def thread_environment(threads: int, environ: dict[str, str]) -> dict[str, str]:
-    """Variables that hold native libraries to `threads`; what the user set himself stays."""
-    return {name: str(threads) for name in THREAD_VARIABLES if name not in environ}
+def worker_environment(threads: int, numba: bool, environ: dict[str, str]) -> dict[str, str]:
+    """Variables that hold native libraries to `threads`, where the user set none himself, and that keep numba
+    from compiling where it is not to."""
+    variables = {name: str(threads) for name in THREAD_VARIABLES if name not in environ}
+    return variables if numba else variables | {"NUMBA_DISABLE_JIT": "1"}
 
 
 def import_path() -> list[str]:
@@ -63,10 +65,11 @@ class Launched:
 
     :param preload: modules that it imports for all workers.
     :param threads: native threads of each worker.
+    :param numba: whether it may compile there.
     :raises OSError: if there is no process to be had.
     """
 
-    def __init__(self, preload: tuple[str, ...], threads: int) -> None:
+    def __init__(self, preload: tuple[str, ...], threads: int, numba: bool = True) -> None:
         import subprocess  # not in the fork server itself
 
         self.control, theirs = socket.socketpair()
@@ -74,7 +77,7 @@ class Launched:
             try:
                 self.process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
                     command(import_path(), ("video.backends._worker", *preload), theirs.fileno()),
-                    env=dict(os.environ) | thread_environment(threads, dict(os.environ)),
+                    env=dict(os.environ) | worker_environment(threads, numba, dict(os.environ)),
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,

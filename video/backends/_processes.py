@@ -231,12 +231,14 @@ class ProcessExecutor(Pool):
     def _start_child(self, seat: ProcessSeat) -> Child:
         seat.ran, seat.full = 0, False
         if self._nursery is None:
-            return SpawnedChild(self._threads, seat.board_fd)
+            return SpawnedChild(self._threads, self._config.use_numba, seat.board_fd)
         with self._starting:
             if self._nursery.lost and not self._closed:
                 self._nursery.close()
                 try:
-                    self._nursery = Nursery(_nursery.Launched(self._config.preload, self._threads))
+                    self._nursery = Nursery(
+                        _nursery.Launched(self._config.preload, self._threads, self._config.use_numba)
+                    )
                 except OSError as error:
                     raise BackendUnavailable(f"the fork server cannot start ({error})") from error
             return self._nursery.fork(seat.board_fd)

@@ -30,7 +30,6 @@ import video.scope as scope
 from video.backends import _pickling
 from video.backends._board import Desk
 from video.backends._chunk import Ran, portable
-from video.backends._nursery import THREAD_VARIABLES, thread_environment
 from video.backends._wire import Wire
 from video.errors import ItemCancelled
 
@@ -38,8 +37,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NamedTuple, NoReturn
-
-__all__ = ["THREAD_VARIABLES", "Setup", "command", "die_with", "main", "serve", "thread_environment"]
 
 SETUP, CALL = b"s", b"c"
 READY, BROKEN, PART, DONE, FAILED, UNREADABLE = b"r", b"b", b"t", b"d", b"f", b"u"

@@ -649,7 +649,7 @@ class DaskExecutor:
 
     def _start_cluster(self) -> Cluster:
         threads = self._config.threads_per_worker or max(1, scope.usable_cpus() // self._workers)
-        return Cluster(self._workers, threads)
+        return Cluster(self._workers, threads, self._config.use_numba)
 
     def _start_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()

@@ -51,7 +51,7 @@ class ProcessBackend:
         launched = None
         try:
             if method == "forkserver":
-                launched = _nursery.Launched(config.preload, threads)
+                launched = _nursery.Launched(config.preload, threads, config.use_numba)
             # Imported here, while the fork server starts.
             from video.backends import _board
             from video.backends._processes import ProcessExecutor
