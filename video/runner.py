@@ -22,7 +22,7 @@ from video import measure, plan, registry, selector
 from video.backends.base import Executor, Traits
 from video.batch import Batch, Opened, is_coroutine_function
 from video.config import BackendType, ParallelConfig
-from video.errors import BackendUnavailable, BatchFailed, ConfigError
+from video.errors import BackendUnavailable, BatchFailed, ConfigError, ItemCancelled
 from video.events import Event, Kind, Observer, emit
 from video.outcome import Outcome
 from video.selector import Decision
@@ -76,6 +76,8 @@ class Runner:
         self._open: dict[tuple[str, int], tuple[Executor, Traits]] = {}
         """Engines that are warm, by name and width."""
         self._latest: Callable[[], Decision | None] | None = None
+        self._closings = 0
+        """Batches from before the last one may open nothing any more."""
         self._calibrated = False
         self._replaced: dict[str, str] = {}
         """Engines that cannot start, and what does their work."""
@@ -173,6 +175,7 @@ class Runner:
         with self._opening:
             if self._pid != os.getpid():  # after a fork: the batches are the parent's, and its workers too
                 self._running.clear()
+            self._closings += 1
             for batch in list(self._running):
                 batch.abandon()
             self._replaced.clear()
@@ -271,7 +274,12 @@ class Runner:
 
         key, known = self._known(task, how)
         cpus, threads = scope.usable_cpus(), self.config.threads_per_worker
-        return Auto(self._engines, self._asked(how), cpus, threads, self._opened, known, key)
+        closings = self._closings
+
+        def open_(choice: plan.Choice) -> Opened:
+            return self._opened(choice, closings)
+
+        return Auto(self._engines, self._asked(how), cpus, threads, open_, known, key)
 
     def _known(self, task: Callable[..., Any], how: How) -> tuple[str | None, selector.Measured | None]:
         """Under which key a task's items are remembered, and what is known of them."""
@@ -318,12 +326,19 @@ class Runner:
             engines[name] = dataclasses.replace(engines["process"], name=name, missing=words)
         return engines
 
-    def _opened(self, choice: plan.Choice) -> Opened:
-        return Opened(*self._engine(choice))
+    def _opened(self, choice: plan.Choice, closings: int | None = None) -> Opened:
+        return Opened(*self._engine(choice, closings))
 
-    def _engine(self, choice: plan.Choice) -> tuple[plan.Choice, Executor, Traits]:
-        """The engine that was chosen; where it cannot start, the next simpler one, with one warning."""
+    def _engine(
+        self, choice: plan.Choice, closings: int | None = None
+    ) -> tuple[plan.Choice, Executor, Traits]:
+        """The engine that was chosen; where it cannot start, the next simpler one, with one warning.
+
+        :param closings: for a batch that began after so many closings of this runner.
+        """
         with self._opening:
+            if closings is not None and closings != self._closings:
+                raise ItemCancelled("its runner was closed while the batch ran")
             if self._pid != os.getpid():  # after a fork: the workers are the parent's
                 self._pid = os.getpid()
                 self._open.clear()
