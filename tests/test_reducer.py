@@ -201,6 +201,15 @@ def test_what_is_recalled_comes_first_and_is_not_charged() -> None:
     assert set(attempts(outcomes)) == {1}
 
 
+def test_what_an_earlier_engine_still_runs_takes_no_room_on_the_next() -> None:
+    reducer = batch(most_leases=1)
+    lease(reducer)
+    assert reducer.next_lease(0.0) == 0
+    reducer.move(reducer.rules, Sizes(4))
+    lease(reducer)
+    assert reducer.next_lease(0.0) == 0
+
+
 def test_a_second_answer_for_a_lease_changes_nothing() -> None:
     reducer = batch()
     one = lease(reducer)
@@ -1127,6 +1136,7 @@ class AnyBatch(RuleBasedStateMachine):
         self.reducer = Reducer(self.limits, self.sizes, None)
         self.now = 0.0
         self.held: dict[int, Held] = {}
+        self.elsewhere: set[int] = set()
         self.handed: list[Outcome[Any]] = []
         self.outcomes: dict[int, Outcome[Any]] = {}
         self.leased: Counter[int] = Counter()
@@ -1314,6 +1324,7 @@ class AnyBatch(RuleBasedStateMachine):
         """The batch goes on with another engine."""
         self.sizes = Sizes(1)
         self.reducer.move(self.limits, self.sizes)
+        self.elsewhere = {one.number for one in self.reducer.leases()}
 
     # The laws
 
@@ -1370,7 +1381,8 @@ class AnyBatch(RuleBasedStateMachine):
     def bounds_are_kept(self) -> None:
         leases = list(self.reducer.leases())
         assert self.reducer.drawn - self.reducer.handed <= self.lookahead
-        assert len(leases) <= self.limits.most_leases
+        here = [one for one in leases if one.number not in self.elsewhere]
+        assert len(here) <= self.limits.most_leases
         assert len(leases) == 1 or not any(one.alone for one in leases)
         assert {one.number for one in leases} <= self.held.keys()
 

@@ -111,6 +111,8 @@ class Reducer:
         self._sizes = sizes
         self._total = total
         self._leases: dict[int, Lease] = {}
+        self._elsewhere: set[int] = set()
+        """Leases that an engine from before the last move has: they take no room on the one that runs now."""
         self._open = 0
         """Items of the leases that are not settled."""
         self._exclusive = False
@@ -132,6 +134,7 @@ class Reducer:
         """What comes next goes to another engine; leases keep to the one that has them."""
         sizes.follow(self._sizes)
         self.rules, self._sizes = rules, sizes
+        self._elsewhere = set(self._leases)
 
     @property
     def work(self) -> float:
@@ -155,7 +158,7 @@ class Reducer:
         rules = self.rules
         # Until a time is known, chunks of one item would only fill the queue: dear where a call is (Dask).
         most = rules.most_leases if self._sizes.known else min(rules.most_leases, rules.width)
-        if self.failed is not None or len(self._leases) >= most:
+        if self.failed is not None or len(self._leases) - len(self._elsewhere) >= most:
             return 0
         room = rules.width
         if rules.by_items:
@@ -353,6 +356,7 @@ class Reducer:
     def _close(self, lease: Lease) -> None:
         """The engine has nothing of it any more."""
         del self._leases[lease.number]
+        self._elsewhere.discard(lease.number)
         self._open -= len(lease.items) - len(lease.settled)
         self._exclusive = False
 
