@@ -686,7 +686,7 @@ ROWS = {
     "drawn": Row(
         {"drawn": ("inputs", "drawn")},
         f"of a generator of {INPUTS} inputs, 5 results read, 1 s later. Bounds are set to {LOOKAHEAD} where "
-        "an engine has one; left alone, ours is 64 for each worker, and four chunks.",
+        "an engine has one; left alone, ours is four chunks for each worker, at least 64 items.",
         drawn,
         30.0,
     ),
