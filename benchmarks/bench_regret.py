@@ -337,7 +337,7 @@ def run_batch(task: Callable[[Any], Any], items: Iterable[Any], contestant: str)
 def decision(runner: Any, task: Callable[[Any], Any], count: int) -> dict[str, object]:
     """What the batch ran on: as the runner tells afterwards, or as it would choose where it cannot tell."""
     explain = getattr(runner, "explain", None)
-    choice = (explain and explain()) or runner.choose(task, count)
+    choice = (explain and explain()) or runner.choose(task, total=count)
     return {"engine": choice.backend, "workers": choice.workers, "decision": str(choice)}
 
 

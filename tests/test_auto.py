@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,13 +17,16 @@ import pytest
 
 from tests import tasks
 from tests.waiting import until
-from video import ParallelConfig, Runner
+from video import ParallelConfig, Runner, profiles
+from video.backends.process import ProcessBackend
 from video.batch import Batch, Opened, Progress
-from video.errors import BatchFailed, ItemCancelled
+from video.errors import BackendUnavailable, BatchFailed, ItemCancelled
 from video.events import Event, Kind
 from video.measure import Probe
 from video.outcome import Outcome
 from video.plan import Choice
+from video.runner import EngineReplacedWarning
+from video.selector import Measured
 
 
 @pytest.fixture
@@ -181,7 +185,7 @@ class Restless:
 def test_a_batch_that_never_stays_loses_and_doubles_nothing(tmp_path: Path, ordered: bool) -> None:
     with Runner() as runner:
         engines = [
-            runner._opened(Choice(name, workers, 1, "it is its turn"))
+            Opened(*runner._engine(Choice(name, workers, 1, "it is its turn")))
             for name, workers in [("thread", 1), ("process", 2), ("thread", 3), ("serial", 1)]
         ]
         pilot = Restless(engines)
@@ -193,6 +197,108 @@ def test_a_batch_that_never_stays_loses_and_doubles_nothing(tmp_path: Path, orde
     whole(outcomes, 400)
     ran_once(tmp_path, 400)
     assert pilot.moves > 20
+
+
+def test_a_task_that_does_not_pickle_stays_here(runner: Runner) -> None:
+    """Not its items do not, but what it holds."""
+    lock = threading.Lock()
+
+    def locked(item: int) -> int:
+        with lock:
+            return steps(item)
+
+    for how in ({}, {"kind": "python", "cost": 0.5}):
+        whole(runner.map(locked, range(40), **how), 40)  # type: ignore[arg-type]  # a mapping of How
+        decision = runner.explain()
+        assert decision is not None
+        assert decision.backend == "thread"
+        assert "lock" in next(one.refusal for one in decision.candidates if one.backend == "process")
+
+
+def test_a_busy_probe_holds_up_no_other_batch(runner: Runner) -> None:
+    release = threading.Event()
+    with runner.stream(lambda item: release.wait(30) if item == 0 else item, range(1, -1, -1)) as first:
+        busy = threading.Thread(target=lambda: list(first))
+        busy.start()
+        whole(runner.map(sleeps, range(20)), 20)
+        assert busy.is_alive()
+        release.set()
+        busy.join(30)
+
+
+def test_batches_of_many_sizes_leave_few_engines(runner: Runner) -> None:
+    for total in range(3, 30):
+        runner.map(sleeps, range(total))
+    assert len(runner._open) <= 4
+
+
+def test_the_users_number_of_workers_holds_while_it_chooses(tmp_path: Path) -> None:
+    for most in (1, 2):
+        at_once = Gauge()
+        with Runner(ParallelConfig(max_workers=most)) as runner:
+            assert all(one.ok for one in runner.map(at_once.half, range(12)))
+        assert at_once.most <= most
+
+
+class Gauge:
+    """How many items ran at once. Half of each computes, half of it waits: nothing but trying tells."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._now = self.most = 0
+
+    def half(self, item: int) -> int:
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+        steps(item)
+        time.sleep(0.02)
+        with self._lock:
+            self._now -= 1
+        return item
+
+
+def test_items_that_fail_are_no_measure_of_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(profiles, "save", lambda key, measured: kept.append(measured))
+    with Runner() as runner:
+        assert not any(one.ok for one in runner.map(fails, range(500)))
+        assert kept == []
+        stream = runner.stream(sleeps, range(1000))
+        next(iter(stream))
+        stream.close()
+    assert all(one.items for one in kept)
+
+
+def fails(item: int) -> int:
+    raise ConnectionError("nobody is there")
+
+
+def test_items_that_did_not_pickle_once_may_do_so_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Measured(0.03, 0.03, 1.0, pickles="it held a lock", items=9, source="remembered")
+    monkeypatch.setattr(profiles, "load", lambda key: known)
+    with Runner() as runner:
+        whole(runner.map(steps, range(60)), 60)
+        assert chosen(runner) == "process"
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_engine_that_cannot_start_is_not_chosen_again(
+    monkeypatch: pytest.MonkeyPatch, strict: bool
+) -> None:
+    def broken(self: ProcessBackend, workers: int) -> Any:
+        raise BackendUnavailable("no process is to be had")
+
+    monkeypatch.setattr(ProcessBackend, "open", broken)
+    seen: list[Event] = []
+    with warnings.catch_warnings(), Runner(ParallelConfig(strict=strict), observers=[seen.append]) as runner:
+        warnings.simplefilter("ignore", EngineReplacedWarning)
+        whole(runner.map(steps, range(60)), 60)
+        decision = runner.explain()
+    assert decision is not None
+    assert (decision.backend, decision.earlier) == ("thread", None)
+    assert next(one.refusal for one in decision.candidates if one.backend == "process")
+    assert [event.backend for event in seen if event.kind is Kind.ENGINE_CHOSEN] == ["thread"]
 
 
 @pytest.mark.parametrize("total", [0, 1, 2, 3, 17])

@@ -210,6 +210,17 @@ def test_what_an_earlier_engine_still_runs_takes_no_room_on_the_next() -> None:
     assert reducer.next_lease(0.0) == 0
 
 
+def test_where_its_width_is_strict_it_does_take_room() -> None:
+    reducer = batch(width=2, most_leases=8, bounded=True)
+    first = lease(reducer)
+    reducer.move(reducer.rules, Sizes(4))
+    second = lease(reducer)
+    assert reducer.next_lease(0.0) == 0
+    answer(reducer, first)
+    assert reducer.next_lease(0.0) != 0
+    answer(reducer, second)
+
+
 def test_a_second_answer_for_a_lease_changes_nothing() -> None:
     reducer = batch()
     one = lease(reducer)

@@ -42,7 +42,7 @@ IN_PLACE = Traits(
 THREADS = dataclasses.replace(IN_PLACE, inline=False)
 PROCESSES = dataclasses.replace(THREADS, own_gil=True, pickles=True, kills=True)
 
-SERIAL = Engine("serial", IN_PLACE, Cost(0, 0, 0), warm=True)
+SERIAL = Engine("serial", IN_PLACE, Cost(0, 0, 0))
 THREAD = Engine("thread", THREADS, Cost(0, 0, 0))
 PROCESS = Engine("process", PROCESSES, Cost(0.1, 0, 0))
 DASK = Engine("dask", PROCESSES, Cost(2.0, 1e-3, 0))
@@ -87,7 +87,7 @@ def test_native_code_with_threads_of_its_own_leaves_nothing_to_gain() -> None:
 
 
 def test_a_warm_engine_has_no_start() -> None:
-    warm = dataclasses.replace(PROCESS, warm=True)
+    warm = dataclasses.replace(PROCESS, warm=frozenset({2}))
     assert seconds(PROCESS, PYTHON) - seconds(warm, PYTHON) == pytest.approx(0.1)
 
 

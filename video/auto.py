@@ -9,19 +9,23 @@ from what is `selector`'s business, and what items take is `measure`'s; here is 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from video import profiles, selector
-from video.backends.base import CHUNK_SECONDS
+from video.backends.base import CHUNK_SECONDS, Executor
 from video.batch import Opened, Progress
+from video.errors import BackendUnavailable
 from video.events import logger
 from video.measure import Listening, Probe, free_memory
 from video.plan import Choice
 from video.selector import Asked, Candidate, Decision, Engine, Machine, Measured, Seen
 
+IN_PLACE = ("serial", "thread")
+"""Engines to which nothing needs to cross."""
 LOOKS = (0.001, 0.006, 0.012, 0.025, 0.05, 0.1, 0.25)
 """Seconds after which the probe is looked at, whatever has ended: at the first the listening to the lock
 begins, by the last it is decided, even if the first item still runs: the others shall not wait for it."""
@@ -54,7 +58,10 @@ class Auto:
 
     :param engines: which there are, and which of them are warm; takes the seconds of work that are left.
     :param threads: native threads of each item; None: what the workers leave of the CPUs.
-    :param open: an engine for a choice; may give another one where that cannot start.
+    :param open: an engine for a choice, with `True` one that no other batch uses; may give another one where
+        that cannot start.
+    :param release: an engine of its own is not needed any more.
+    :param crosses: why the task itself cannot cross a process border; empty: it can.
     :param known: what items take, where that was declared or is remembered: then a single item is probed,
         for whether it crosses a process border.
     :param key: under which what was measured is remembered; None: it is not.
@@ -66,7 +73,9 @@ class Auto:
         asked: Asked,
         cpus: int,
         threads: int | None,
-        open: Callable[[Choice], Opened],
+        open: Callable[[Choice, bool], Opened],
+        release: Callable[[Executor], None],
+        crosses: Callable[[], str],
         known: Measured | None = None,
         key: str | None = None,
     ) -> None:
@@ -77,9 +86,14 @@ class Auto:
         self._cpus = cpus
         self._fixed_threads = threads
         self._open = open
-        self._known = known
+        self._release = release
+        self._crosses = functools.cache(crosses)
+        # Whether items can be pickled is for the first one of this batch to say.
+        self._known = known and dataclasses.replace(known, pickles="")
         self._key = key
         self._began = time.monotonic()
+        self._own: list[Executor] = []
+        """Engines that only this batch uses: a probe must not wait behind another batch's long item."""
         self._probe: Probe | None = Probe()
         self._probed: Probe | None = None
         """The probe, when it is over."""
@@ -88,7 +102,8 @@ class Auto:
         self._measured: Measured | None = None
         """What items take, as far as is known by now."""
         self._switches = 0
-        self._left: set[str] = set()
+        self._out: dict[str, str] = {}
+        """Engines that this batch must not take any more, and why."""
         self._starting = False
         """The engine has not answered yet."""
         self._listening: Listening | None = None
@@ -107,7 +122,7 @@ class Auto:
         if self._known is not None:
             left = self._asked.left
             best, _ = selector.decide(self._candidates(self._known, left)[0])
-            if not self._engines(0.0)[best.backend].traits.pickles:
+            if best.backend in IN_PLACE:
                 return self._decide(time.monotonic(), Progress(0, 0.0, left), self._known)
         return self._probing(1, "what the items take is measured first")
 
@@ -126,31 +141,37 @@ class Auto:
         probe, self._probe = self._probe, None
         if probe is not None:
             probe.close()
+            self._probed = probe
             if self.decision is None:
-                self.decision = Decision(
-                    "thread",
-                    1,
-                    self._threads(1),
-                    "all items were done before there was anything to choose",
-                    measured=self._known or probe.measured(),
-                    left=0,
-                )
-                self._measured = self.decision.measured
-        measured = self._measured
-        if measured is not None and measured.source == "probe" and self._probed is not None:
+                reason = "it ended before there was anything to choose"
+                measured = self._known or probe.measured()
+                self.decision = Decision("thread", 1, self._threads(1), reason, measured=measured)
+        for executor in self._own:
+            self._release(executor)
+        self._remember()
+        # The runner, which keeps us to explain, is not kept by us.
+        self._engines = self._open = self._release = _over
+
+    def _remember(self) -> None:
+        """What this batch found out, for the next one of the task; not what it was told."""
+        found, measured = None, self._measured
+        if measured is not None and measured.source == "watched":
+            found = measured
+        elif self._known is None and self._probed is not None:
             # By now the items have ended that ran when it was decided.
-            ended = self._probed.measured() or measured
-            measured = dataclasses.replace(ended, gil=measured.gil)
-        if self._key is not None and measured is not None and measured.source in ("probe", "watched"):
-            profiles.save(self._key, measured)
-        self._engines, self._open = _over, _over  # the runner, which keeps us to explain, is not kept by us
+            found = self._probed.ended()
+            if found is not None and measured is not None:
+                found = dataclasses.replace(found, gil=measured.gil)
+        if self._key is not None and found is not None and found.items:
+            profiles.save(self._key, found)
 
     # Probing
 
     def _probing(self, workers: int, reason: str) -> Opened:
         assert self._probe is not None
         threads = self._threads(min(self._cpus, self._asked.left or self._cpus))
-        opened = self._open(Choice("thread", workers, threads, reason))
+        opened = self._open(Choice("thread", workers, threads, reason), True)
+        self._own.append(opened.executor)
         return dataclasses.replace(opened, run=self._probe.run, target=ENOUGH_SECONDS / 2)
 
     def _threads(self, workers: int) -> int:
@@ -160,12 +181,15 @@ class Auto:
         if progress.left == 0:
             self.check_at = math.inf  # nothing is left to choose for
             return None
+        if probe.began is None:  # the input, or the system, takes its time
+            self.check_at = now + LOOKS[0]
+            return None
         late = False
         if now >= self.check_at:
             probe.listen()
             self._looks += 1
             late = self._looks >= len(LOOKS)
-            self.check_at = now + LOOKS[-1] if late else max(now, self._began + LOOKS[self._looks])
+            self.check_at = now + LOOKS[-1] if late else max(now, probe.began + LOOKS[self._looks])
         elif not probe.items:
             return None
         measured = probe.measured()
@@ -194,7 +218,9 @@ class Auto:
         return self._decide(now, progress, measured)
 
     def _tells(self, probe: Probe, measured: Measured) -> bool:
-        """The probe has seen enough."""
+        """The probe has seen enough. Items that fail tell nothing: the next ones may not."""
+        if probe.items and not measured.items:
+            return False
         if measured.gil < FREE:
             waits = measured.cpu < selector.WAITS * measured.wall
             if probe.heard >= (WAIT_SECONDS if waits else FREE_SECONDS):
@@ -207,38 +233,46 @@ class Auto:
         if self._probe is not None:
             self._probe.close()
             self._probed, self._probe = self._probe, None
-        candidates, machine = self._candidates(measured, progress.left)
-        best, reason = selector.decide(candidates)
-        return self._take(now, progress, measured, candidates, machine, best, reason + more)
+        return self._take(now, progress, measured, more)
 
     def _candidates(self, measured: Measured, left: int | None) -> tuple[tuple[Candidate, ...], Machine]:
         machine = Machine(self._cpus, free_memory())
         asked = dataclasses.replace(self._asked, left=left)
-        engines = [
-            dataclasses.replace(engine, missing="was left for another one before")
-            if name in self._left
-            else engine
-            for name, engine in self._engines(measured.wall * _count(left, measured)).items()
-        ]
-        return tuple(selector.predict(one, measured, asked, machine) for one in engines), machine
+        engines = self._engines(measured.wall * _count(left, measured))
+        return tuple(
+            selector.predict(
+                dataclasses.replace(engine, missing=self._out.get(name, engine.missing)),
+                measured,
+                asked,
+                machine,
+            )
+            for name, engine in engines.items()
+        ), machine
 
-    def _take(
-        self,
-        now: float,
-        progress: Progress,
-        measured: Measured,
-        candidates: tuple[Candidate, ...],
-        machine: Machine,
-        best: Candidate,
-        reason: str,
-    ) -> Opened:
-        opened = self._open(Choice(best.backend, best.workers, self._threads(best.workers), reason))
-        choice, earlier = opened.choice, self.decision
+    def _take(self, now: float, progress: Progress, measured: Measured, more: str = "") -> Opened:
+        """Decide, and open the engine; again, where it turns out that it cannot be had."""
+        while True:
+            candidates, machine = self._candidates(measured, progress.left)
+            best, reason = selector.decide(candidates)
+            if best.backend not in IN_PLACE and (refused := self._crosses()):
+                self._out |= {one.backend: refused for one in candidates if one.backend not in IN_PLACE}
+                continue
+            share = min(best.workers, _count(progress.left, measured))
+            try:
+                opened = self._open(Choice(best.backend, best.workers, self._threads(share), reason), False)
+            except BackendUnavailable as error:
+                self._out[best.backend] = str(error)
+                continue
+            if opened.choice.backend == best.backend:
+                break
+            self._out[best.backend] = "cannot start here"
+        tight = self._asked.workers is not None or selector.fitting(measured, machine) < 2 * best.workers
+        earlier = self.decision
         self.decision = Decision(
-            choice.backend,
-            choice.workers,
-            choice.threads,
-            choice.reason,
+            best.backend,
+            best.workers,
+            opened.choice.threads,
+            reason + more,
             candidates,
             measured,
             machine,
@@ -253,7 +287,7 @@ class Auto:
         if best.start:
             self._starting = True
             self.check_at += START_PATIENCE * best.start
-        return opened
+        return dataclasses.replace(opened, bounded=tight)
 
     # Watching
 
@@ -272,7 +306,7 @@ class Auto:
         if progress.left == 0:
             self.check_at = math.inf
             return None
-        inside = decision.backend in ("thread", "serial")
+        inside = decision.backend in IN_PLACE
         seen = watched.seen(now, progress, known.wall, inside=inside)
         if (
             not inside
@@ -294,7 +328,7 @@ class Auto:
         if not why:
             return None
         measured = selector.revise(known, seen)
-        candidates, machine = self._candidates(measured, progress.left)
+        candidates, _ = self._candidates(measured, progress.left)
         left = _count(progress.left, measured)
         here = next(one for one in candidates if one.backend == decision.backend)
         actual = seen.seconds / seen.items if seen.items else here.seconds / left
@@ -304,8 +338,8 @@ class Auto:
             known_here = actual * left / (1 if inside else CHANCE)
             now_here = dataclasses.replace(here, seconds=max(here.seconds, known_here))
             candidates = tuple(now_here if one is here else one for one in candidates)
-        best, reason = selector.decide(candidates)
-        here = next(one for one in candidates if one.backend == decision.backend)
+            here = now_here
+        best, _ = selector.decide(candidates)
         wider = best.backend == decision.backend and best.workers > WIDER * decision.workers
         if (selector.stays(here, best) and not wider) or self._switches == MOST_SWITCHES:
             self._measured = measured
@@ -313,8 +347,9 @@ class Auto:
             return None
         self._switches += 1
         if best.backend != decision.backend:
-            self._left.add(decision.backend)  # or a busy machine would send it to and fro
-        return self._take(now, progress, measured, candidates, machine, best, f"{why}; {reason}")
+            # Or a busy machine would send it to and fro.
+            self._out[decision.backend] = "was left for another one before"
+        return self._take(now, progress, measured, f"; {why}")
 
 
 @dataclasses.dataclass(slots=True)
@@ -339,7 +374,7 @@ class _Watched:
         )
 
 
-def _over(_: Any) -> NoReturn:
+def _over(*_: Any) -> NoReturn:
     raise RuntimeError("this batch has ended")
 
 

@@ -52,6 +52,8 @@ class Opened:
     """What runs a chunk; one that measures it, while the engine is being chosen."""
     target: float = plan.TARGET_SECONDS
     """Seconds of work in one chunk."""
+    bounded: bool = False
+    """Its width holds for what an earlier engine still runs, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ class Batch(Generic[R]):
             max_kills=config.max_kills,
             max_memory_kills=config.max_memory_kills,
             by_items=self._coroutine,
+            bounded=opened.bounded,
             forgets=hasattr(opened.executor, "kill"),
         )
         return rules, plan.ChunkSizes(limit, width, opened.target)
@@ -171,12 +174,13 @@ class Batch(Generic[R]):
         if opened is None:
             return
         rules, sizes = self._rules(opened, self._reducer.rules.ordered)
+        engine = self._place(opened)
         with self._lock:
             for number, (future, _) in list(self._held.items()):
                 if future.cancel():  # it only waited there
                     del self._held[number]
                     self._reducer.recalled(number)
-            self._engine = self._place(opened)
+            self._engine = engine
             self._reducer.move(rules, sizes)
         choice = opened.choice
         self._tell(Kind.ENGINE_CHOSEN, total=self._total, workers=choice.workers, message=choice.reason)
@@ -200,9 +204,7 @@ class Batch(Generic[R]):
         age = now - runs[1]
         if held[1].opened.traits.exact or len(lease.items) == 1:
             return age
-        return max(
-            0.0, age - CHUNK_SECONDS
-        )  # that is the chunk's; the next item would not have begun after it
+        return max(0.0, age - CHUNK_SECONDS)  # the chunk's: after that no other item of it would have begun
 
     def rounds(self) -> Generator[list[Outcome[R]], None, None]:
         """Outcomes in lists, as soon as there are any."""
@@ -231,9 +233,9 @@ class Batch(Generic[R]):
                 self._spot_check(self._checks)
         finally:
             self._finished = True
+            self._leave()
             if pilot is not None:
                 pilot.close()
-            self._leave()
             self._tell(Kind.BATCH_FINISHED, total=reducer.handed, seconds=time.perf_counter() - started)
 
     def stop(self) -> None:

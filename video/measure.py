@@ -11,6 +11,7 @@ memory  by how much the process grew
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -44,15 +45,17 @@ class Reading:
     memory: float = 0.0
     failed: bool = False
     """Some of them failed, which is no measure of the others."""
+    running: bool = False
+    """It has not ended, and counts as if it did now."""
 
 
 def summary(readings: Sequence[Reading], carried: Carried | None, *, has_gil: bool = True) -> Measured | None:
     """One item's share of it all; None if there is nothing to go by."""
-    sound = [one for one in readings if not one.failed and one.items] or [
-        one for one in readings if one.items
-    ]
+    ended = [one for one in readings if one.items]
+    sound = [one for one in ended if not one.failed] or ended
     if not sound:
         return None
+    memory = max(one.memory for one in sound)
     load = 0.0
     if len(sound) > 1 and sound[0].items == 1:
         others = sum(one.wall for one in sound[1:]) / sum(one.items for one in sound[1:])
@@ -69,9 +72,9 @@ def summary(readings: Sequence[Reading], carried: Carried | None, *, has_gil: bo
         bytes=carried.bytes,
         carry=carried.seconds,
         pickles=carried.refused,
-        memory=max(one.memory for one in sound),
+        memory=memory,
         load=load,
-        items=items,
+        items=sum(one.items for one in sound if not one.failed and not one.running),
     )
 
 
@@ -100,6 +103,8 @@ class Probe:
     def __init__(self) -> None:
         self.heard = 0.0
         """Seconds of the work that was `measured` last in which the lock was listened to."""
+        self.began: float | None = None
+        """`time.monotonic()` when the first item began; None: none has."""
         self._ticker: _Ticker | None = None
         self._driver = threading.get_native_id()
         """The thread that drives the batch, whose CPU time is not the items'."""
@@ -118,6 +123,7 @@ class Probe:
             # The first one stands for all. Before the task sees it, since it may change or close it.
             carried.add(items[0])
         gauge = _Gauge(self)
+        self.began = self.began or time.monotonic()
         with self._lock:
             self._open[id(gauge)] = gauge
         began = time.monotonic()
@@ -171,8 +177,14 @@ class Probe:
     def measured(self) -> Measured | None:
         """What an item takes, as far as is known by now: one that still runs counts as if it ended now."""
         with self._lock:
-            readings = [*self._readings, *(gauge.read(1) for gauge in self._open.values())]
+            readings = [*self._readings, *(gauge.read(1, running=True) for gauge in self._open.values())]
         self.heard = sum(one.heard for one in readings)
+        return summary(readings, self._carried, has_gil=_has_gil())
+
+    def ended(self) -> Measured | None:
+        """The same of those that have ended, and did not fail; None if none did."""
+        with self._lock:
+            readings = [one for one in self._readings if not one.failed]
         return summary(readings, self._carried, has_gil=_has_gil())
 
     def pair(self) -> None:
@@ -235,7 +247,7 @@ class _Gauge:
         self._thread = threading.get_native_id()
         self._began = probe.state(self._thread)
 
-    def read(self, items: int, *, failed: bool = False) -> Reading:
+    def read(self, items: int, *, failed: bool = False, running: bool = False) -> Reading:
         """From any thread."""
         began, state = self._began, self._probe.state(self._thread)
         wall = max(0.0, state.now - began.now - (state.waited - began.waited))
@@ -249,6 +261,7 @@ class _Gauge:
             min(wall, max(0.0, state.heard - began.heard)),
             max(0.0, grown),
             failed,
+            running,
         )
 
 
@@ -260,7 +273,8 @@ class _Ticker(threading.Thread):
         self.stopped = False
         self.began = self._lap = time.monotonic()
         self._sum = 0.0
-        self.start()
+        with contextlib.suppress(RuntimeError):  # no thread is to be had: then all seems to hold the lock
+            self.start()
 
     def run(self) -> None:
         # The first lap began before this thread did, which has to wait for the lock as well.

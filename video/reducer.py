@@ -49,6 +49,8 @@ class Rules:
     max_memory_kills: int = 2
     by_items: bool = False
     """The items of a lease run side by side: `width` bounds items in flight, not leases."""
+    bounded: bool = False
+    """`width` holds over all engines together: what an earlier one still runs takes room on the next."""
     forgets: bool = False
     """A lease whose item was given up need not be waited for: the engine replaces its worker."""
 
@@ -158,6 +160,8 @@ class Reducer:
         rules = self.rules
         # Until a time is known, chunks of one item would only fill the queue: dear where a call is (Dask).
         most = rules.most_leases if self._sizes.known else min(rules.most_leases, rules.width)
+        if rules.bounded and self._elsewhere:
+            most = min(most, max(0, rules.width - len(self._elsewhere)))
         if self.failed is not None or len(self._leases) - len(self._elsewhere) >= most:
             return 0
         room = rules.width

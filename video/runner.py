@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import itertools
 import os
 import sys
 import warnings
@@ -22,7 +23,7 @@ from video import measure, plan, registry, selector
 from video.backends.base import Executor, Traits
 from video.batch import Batch, Opened, is_coroutine_function
 from video.config import BackendType, ParallelConfig
-from video.errors import BackendUnavailable, BatchFailed, ConfigError, ItemCancelled
+from video.errors import BackendUnavailable, BatchFailed, ConfigError, ItemCancelled, NotPicklable
 from video.events import Event, Kind, Observer, emit
 from video.outcome import Outcome
 from video.selector import Decision
@@ -36,6 +37,9 @@ R = TypeVar("R")
 
 CALIBRATED_FROM = 20.0
 """Seconds of work of which the half second that measuring the engines takes is a small part."""
+
+
+_owners = itertools.count(1)
 
 
 class How(TypedDict, total=False):
@@ -73,8 +77,8 @@ class Runner:
         self.config = config or ParallelConfig()
         self._observers = tuple(observers)
         self._opening = Lock()
-        self._open: dict[tuple[str, int], tuple[Executor, Traits]] = {}
-        """Engines that are warm, by name and width."""
+        self._open: dict[tuple[str, int, int], tuple[Executor, Traits]] = {}
+        """Engines that are warm, by name, width, and the batch that has it for itself (0: all may use it)."""
         self._latest: Callable[[], Decision | None] | None = None
         self._closings = 0
         """Batches from before the last one may open nothing any more."""
@@ -223,6 +227,8 @@ class Runner:
             engines = []  # type: ignore[assignment]  # there is nothing to choose from
         candidates = tuple(selector.foresee(engine, known, asked, machine) for engine in engines)
         reason = choice.reason
+        if choice.backend in self._replaced:
+            choice = plan.instead(choice, self._replaced[choice.backend])
         backend, workers, threads = choice.backend, choice.workers, choice.threads
         if choice.measure and known is not None:
             best, reason = selector.decide(candidates)
@@ -244,9 +250,10 @@ class Runner:
         if how.get("total") is None and isinstance(items, Sized):
             how["total"] = len(items)
         total = how.get("total")
+        selector.declared(how.get("kind"), how.get("cost"))  # what is wrong in it is said on every engine
         choice = self.choose(task, **how)
         auto = self._auto(task, how) if choice.measure else None
-        opened = self._opened(choice) if auto is None else auto.first()
+        opened = Opened(*self._engine(choice)) if auto is None else auto.first()
         if is_coroutine_function(task) and not opened.traits.coroutines:
             raise ConfigError(
                 f"the {choice.backend} engine cannot run an `async def` task", cure='Use backend="async".'
@@ -270,16 +277,36 @@ class Runner:
 
     def _auto(self, task: Callable[..., Any], how: How) -> Auto:
         """What chooses the engine of a batch while it runs."""
-        from video.auto import Auto  # with what it needs, some milliseconds that other batches need not spend
+        # With what it needs, some milliseconds that other batches need not spend.
+        from video.auto import Auto
+        from video.backends import _pickling
 
         key, known = self._known(task, how)
         cpus, threads = scope.usable_cpus(), self.config.threads_per_worker
         closings = self._closings
 
-        def open_(choice: plan.Choice) -> Opened:
-            return self._opened(choice, closings)
+        def open_(choice: plan.Choice, own: bool) -> Opened:
+            return Opened(*self._engine(choice, closings, own))
 
-        return Auto(self._engines, self._asked(how), cpus, threads, open_, known, key)
+        def crosses() -> str:
+            try:
+                _pickling.Shipped(task)
+            except NotPicklable as error:
+                return f"the task does not cross a process border ({error})"
+            return ""
+
+        asked = self._asked(how)
+        return Auto(self._engines, asked, cpus, threads, open_, self._release, crosses, known, key)
+
+    def _release(self, executor: Executor) -> None:
+        """A batch does not need the engine any more that it had for itself."""
+        with self._opening:
+            if not getattr(executor, "idle", False):
+                return  # it ends when the runner does, which waits for what was given up
+            for key, (one, _) in list(self._open.items()):
+                if one is executor:
+                    del self._open[key]
+        executor.shutdown(wait=False)
 
     def _known(self, task: Callable[..., Any], how: How) -> tuple[str | None, selector.Measured | None]:
         """Under which key a task's items are remembered, and what is known of them."""
@@ -317,24 +344,24 @@ class Runner:
         if ahead >= CALIBRATED_FROM and not self._calibrated and not calibrate.stored():
             self._calibrated = True  # even if it cannot be stored
             calibrate.calibrate(names[:3])
-        warm = {name for name, _ in self._open}
+        with self._opening:
+            open_ = list(self._open)
         engines = {}
         for name, cost in calibrate.costs(names).items():
             traits = registry.backends.get(name).traits
-            engines[name] = selector.Engine(name, traits, cost, name in warm or traits.inline)
+            warm = frozenset(workers for one, workers, own in open_ if one == name and not own)
+            engines[name] = selector.Engine(name, traits, cost, warm)
         for name, words in missing.items():
             engines[name] = dataclasses.replace(engines["process"], name=name, missing=words)
         return engines
 
-    def _opened(self, choice: plan.Choice, closings: int | None = None) -> Opened:
-        return Opened(*self._engine(choice, closings))
-
     def _engine(
-        self, choice: plan.Choice, closings: int | None = None
+        self, choice: plan.Choice, closings: int | None = None, own: bool = False
     ) -> tuple[plan.Choice, Executor, Traits]:
         """The engine that was chosen; where it cannot start, the next simpler one, with one warning.
 
         :param closings: for a batch that began after so many closings of this runner.
+        :param own: for this batch alone.
         """
         with self._opening:
             if closings is not None and closings != self._closings:
@@ -348,7 +375,7 @@ class Runner:
                 if name != choice.backend:
                     choice = plan.instead(choice, name)
                 try:
-                    engine = self._executor(choice)
+                    engine = self._executor(choice, own)
                     if messages:
                         warnings.warn("; ".join(messages), EngineReplacedWarning, stacklevel=_callers_level())
                     return choice, *engine
@@ -362,8 +389,8 @@ class Runner:
                     emit(self._observers, Event(Kind.ENGINE_REPLACED, simpler, message=message, error=error))
                     messages.append(message)
 
-    def _executor(self, choice: plan.Choice) -> tuple[Executor, Traits]:
-        key = choice.backend, choice.workers
+    def _executor(self, choice: plan.Choice, own: bool) -> tuple[Executor, Traits]:
+        key = choice.backend, choice.workers, next(_owners) if own else 0
         if key not in self._open:
             backend = registry.backends.get(choice.backend)(self.config)
             self._open[key] = backend.open(choice.workers), backend.traits
@@ -428,7 +455,7 @@ def _callers_level() -> int:
     return level
 
 
-def _shut(executors: dict[tuple[str, int], tuple[Executor, Traits]], owner: int) -> None:
+def _shut(executors: dict[tuple[str, int, int], tuple[Executor, Traits]], owner: int) -> None:
     while executors and os.getpid() == owner:  # a forked child must not end its parent's workers
         _, (executor, _) = executors.popitem()
         executor.shutdown(wait=True, cancel_futures=True)

@@ -8,7 +8,7 @@ item on top of its work:
 
     serial               n (w + d)
     thread, async        start + n (max(w / k, g w, c / P) + d)
-    process and others   start + n (max(w / k, c / P) + d + b seconds_per_byte)
+    process and others   start + n (max(w / k, c / P) + d + b seconds_per_byte + 2 x seconds to pickle)
 
 A start counts only where no worker is warm. The simplest engine within `MARGIN` of the cheapest is taken:
 what an engine adds in processes, copies and ways to fail must pay for itself.
@@ -69,8 +69,8 @@ class Engine:
     name: str
     traits: Traits
     cost: Cost
-    warm: bool = False
-    """Its workers are there."""
+    warm: frozenset[int] = frozenset()
+    """Numbers of workers that are there already."""
     missing: str = ""
     """Why it is not there at all; empty: it is."""
 
@@ -105,7 +105,7 @@ class Measured:
     load: float = 0.0
     """Seconds that the first item took beyond the others (imports, models), as each new worker will."""
     items: int = 0
-    """Items that were measured."""
+    """Items that were measured to their end, and did not fail."""
     source: str = "probe"
     """"probe", "declared", "remembered" (from an earlier batch), "watched" (while the batch ran)."""
 
@@ -178,8 +178,14 @@ def refusal(engine: Engine, measured: Measured, asked: Asked) -> str:
     return ""
 
 
+def fitting(measured: Measured, machine: Machine) -> float:
+    """Items at once that memory has room for."""
+    return MEMORY_SHARE * machine.memory / measured.memory if measured.memory > 0 else math.inf
+
+
 def width(engine: Engine, measured: Measured, asked: Asked, machine: Machine) -> int:
-    """Workers that the engine would have."""
+    """Workers that the engine would have. Where the user does not say, a few widths stand for all: an engine
+    of each may be kept warm."""
     if engine.traits.inline:
         return 1
     if engine.traits.own_gil:
@@ -187,11 +193,12 @@ def width(engine: Engine, measured: Measured, asked: Asked, machine: Machine) ->
     else:
         busy = measured.cpu / measured.wall if measured.wall > 0 else 1.0
         # As many as keep the CPUs busy: work that waits leaves them to others.
-        share = max(busy, measured.gil, machine.cpus / WAITING_WIDTH)
-        most = asked.workers or int(machine.cpus / share + 0.25)
-    if measured.memory > 0:
-        most = int(min(most, MEMORY_SHARE * machine.memory / measured.memory))
-    return max(1, min(most, _left(measured, asked)))
+        doublings = math.log2(1 / max(busy, measured.gil, machine.cpus / WAITING_WIDTH, 1e-9))
+        most = asked.workers or max(1, machine.cpus * 2 ** max(0, round(doublings)))
+    room = fitting(measured, machine)
+    while most > max(1.0, room):
+        most = int(room) if asked.workers else most // 2
+    return max(1, most)
 
 
 def predict(engine: Engine, measured: Measured, asked: Asked, machine: Machine) -> Candidate:
@@ -201,16 +208,18 @@ def predict(engine: Engine, measured: Measured, asked: Asked, machine: Machine) 
         return Candidate(engine.name, workers, math.inf, words)
     cost, traits, wall = engine.cost, engine.traits, measured.wall
     left = _left(measured, asked)
-    chunk = max(1, min(asked.chunk, left // workers, int(plan.TARGET_SECONDS / max(wall, 1e-9))))
+    busy = max(1, min(workers, left))
+    chunk = max(1, min(asked.chunk, left // busy, int(plan.TARGET_SECONDS / max(wall, 1e-9))))
     each = cost.item + cost.call / chunk
     if traits.inline:
         return Candidate(engine.name, 1, left * (wall + each))
-    start = 0.0 if engine.warm else cost.start
+    warm = workers in engine.warm
+    start = 0.0 if warm else cost.start
     # The last round of long items is not always full.
-    rounds = math.ceil(left / workers) if chunk == 1 else left / workers
+    rounds = math.ceil(left / busy) if chunk == 1 else left / busy
     cpu = left * measured.cpu / machine.cpus
     if traits.own_gil:
-        start += 0.0 if engine.warm else measured.load
+        start += 0.0 if warm else measured.load
         each += 2 * measured.carry + measured.bytes * cost.byte
         return Candidate(engine.name, workers, start + max(rounds * wall, cpu) + left * each, start=start)
     locked = left * measured.gil * wall
@@ -259,10 +268,12 @@ def stays(here: Candidate, best: Candidate) -> bool:
 def referee(candidates: Iterable[Candidate], measured: Measured) -> bool:
     """Whether two items at once on two threads should settle it: the lock's share is in between, and threads
     and processes are near to each other."""
-    seconds = {one.backend: one.seconds for one in candidates if not one.refusal}
-    if not 0.25 <= measured.gil <= 0.75 or not {"thread", "process"} <= seconds.keys():
+    able = {one.backend: one for one in candidates if not one.refusal}
+    if not 0.25 <= measured.gil <= 0.75 or not {"thread", "process"} <= able.keys():
         return False
-    low, high = sorted((seconds["thread"], seconds["process"]))
+    if able["thread"].workers < 2:  # two at once are not allowed
+        return False
+    low, high = sorted((able["thread"].seconds, able["process"].seconds))
     return high * (1 - CLOSE) <= low
 
 

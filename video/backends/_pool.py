@@ -86,6 +86,12 @@ class Pool:
                 self._add_seat()
         return call
 
+    @property
+    def idle(self) -> bool:
+        """Nothing runs, not even what was given up."""
+        with self._lock:
+            return not self._lost and all(seat.call is None for seat in self._seats)
+
     def running(self, call: Future[Any]) -> tuple[int, float] | None:
         assert isinstance(call, Call)
         return None if call.began is None else (0, call.began)

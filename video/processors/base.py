@@ -29,6 +29,8 @@ from video.sources.base import readable, redact
 Request = TypeVar("Request", bound=BaseModel)
 Response = TypeVar("Response")
 Item = TypeVar("Item")
+Chosen = Choice | Decision
+"""Which engine, and why: by a rule, or by what was measured."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -191,7 +193,7 @@ class Processor(ABC, Generic[Request, Response]):
 
     @abstractmethod
     def respond(
-        self, source: str, request: Request | None, outcome: Outcome[Any], choice: Choice
+        self, source: str, request: Request | None, outcome: Outcome[Any], chosen: Chosen
     ) -> Response:
         """The response; `request` is None where it was not valid."""
 
@@ -241,7 +243,9 @@ class _Batch(Generic[Request, Response]):
         source, request = self._asked.pop(outcome.index)
         if request is None:
             outcome = dataclasses.replace(outcome, attempts=0, seconds=0.0)
-        return self._processor.respond(source, request, outcome, self._choice)
+        # What it runs on by now: another engine may have had to take over.
+        choice = self._processor.runner.explain() or self._choice
+        return self._processor.respond(source, request, outcome, choice)
 
 
 def _run(task: Callable[[Any], Any], job: Any) -> Any:

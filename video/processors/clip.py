@@ -15,8 +15,7 @@ from video import scope
 from video.errors import UnsupportedMedia, VideoError
 from video.models import Clip, Format, Mode, Problem, VideoClipRequest, VideoClipResponse
 from video.outcome import Outcome
-from video.plan import Choice
-from video.processors.base import Names, Processor
+from video.processors.base import Chosen, Names, Processor
 from video.sources.base import display_name, is_url, redact, resolve
 
 
@@ -142,7 +141,11 @@ class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
         )
 
     def respond(
-        self, source: str, request: VideoClipRequest | None, outcome: Outcome[list[Clip]], choice: Choice
+        self,
+        source: str,
+        request: VideoClipRequest | None,
+        outcome: Outcome[list[Clip]],
+        chosen: Chosen,
     ) -> VideoClipResponse:
         error = outcome.error
         if isinstance(error, VideoError) and error.subject is None:
@@ -154,8 +157,8 @@ class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
             clips=outcome.value or [],
             seconds=outcome.seconds,
             attempts=outcome.attempts,
-            backend=choice.backend,
-            reason=choice.reason,
+            backend=chosen.backend,
+            reason=chosen.reason,
             request=request,
         )
 
