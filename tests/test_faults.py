@@ -105,10 +105,6 @@ def ours(engine: Engine) -> bool:
     return str(engine) == "process"
 
 
-KNOWN: dict[tuple[str, str], str] = {}
-"""(engine, fault) -> what is not kept yet. One that hangs is not even run."""
-
-
 # How the programs are run
 
 
@@ -130,8 +126,6 @@ def fault(
     cases = []
     for engine in filter(where, ENGINES):
         marks = [pytest.mark.slow] if slow or engine.traits.start > SLOW_START else []
-        if known := KNOWN.get((str(engine), name)):
-            marks.append(pytest.mark.xfail(reason=known, run=not known.startswith("hangs")))
         for repeat in range(REPEATS):
             label = str(engine) if REPEATS == 1 else f"{engine}-{repeat}"
             cases.append(pytest.param(Case(engine, name, repeat, apart), marks=marks, id=label))
@@ -606,9 +600,7 @@ def _holding(where: Callable[[Engine], bool], ways: tuple[str, ...]) -> Any:
     cases = []
     for engine in filter(where, ENGINES):
         for way in ways:
-            known = KNOWN.get((str(engine), f"held by {way}"))
             marks = [pytest.mark.slow] if engine.traits.start > SLOW_START else []
-            marks += [pytest.mark.xfail(reason=known)] if known else []
             for repeat in range(REPEATS):
                 label = f"{engine}-{way}" if REPEATS == 1 else f"{engine}-{way}-{repeat}"
                 cases.append(pytest.param(str(engine), way, marks=marks, id=label))
