@@ -21,7 +21,7 @@ from video.batch import Opened, Progress
 from video.errors import BackendUnavailable
 from video.events import logger
 from video.measure import Listening, Probe, free_memory
-from video.plan import Choice
+from video.plan import Choice, native_threads
 from video.selector import Asked, Candidate, Decision, Engine, Machine, Measured, Seen
 
 IN_PLACE = ("serial", "thread")
@@ -175,7 +175,7 @@ class Auto:
         return dataclasses.replace(opened, run=self._probe.run, target=ENOUGH_SECONDS / 2)
 
     def _threads(self, workers: int) -> int:
-        return self._fixed_threads or max(1, self._cpus // workers)
+        return native_threads(self._fixed_threads, self._cpus, workers)
 
     def _look_at_probe(self, probe: Probe, now: float, progress: Progress) -> Opened | None:
         if progress.left == 0:

@@ -81,8 +81,12 @@ def choose(
     else:
         workers = config.max_workers or (ASYNC_WIDTH if backend == "async" else cpus)
     busy = workers if total is None else max(1, min(workers, total))
-    threads = config.threads_per_worker or max(1, cpus // busy)
-    return Choice(backend, workers, threads, reason, measure)
+    return Choice(backend, workers, native_threads(config.threads_per_worker, cpus, busy), reason, measure)
+
+
+def native_threads(fixed: int | None, cpus: int, workers: int) -> int:
+    """Native threads of each item: what the user says, else what the workers leave of the CPUs."""
+    return fixed or max(1, cpus // workers)
 
 
 def _needs_processes(config: ParallelConfig, isolate: bool) -> str:
@@ -131,10 +135,8 @@ class ChunkSizes:
 
     def __init__(self, limit: int, workers: int, target: float = TARGET_SECONDS) -> None:
         self.limit = limit
-        self.items = 0
-        """That were observed."""
         self.seconds = 0.0
-        """That they took together."""
+        """That all items took together which were observed."""
         self._workers = workers
         self._target = target
         self._size = 1
@@ -153,7 +155,6 @@ class ChunkSizes:
         if not seconds:
             return
         count, whole = len(seconds), sum(seconds)
-        self.items += count
         self.seconds += whole
         if self.limit == 1:
             return
@@ -165,7 +166,7 @@ class ChunkSizes:
 
     def follow(self, other: ChunkSizes) -> None:
         """Go on from what another learnt of the same items."""
-        self.items, self.seconds = other.items, other.seconds
+        self.seconds = other.seconds
         self._mean, self._square = other._mean, other._square
         if self._mean is not None:
             self._resize(self.limit)

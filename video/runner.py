@@ -222,20 +222,19 @@ class Runner:
         choice = self.choose(task, **how)
         _, known = self._known(task, how)
         machine, asked = selector.Machine(scope.usable_cpus(), measure.free_memory()), self._asked(how)
-        engines = self._engines().values()
-        if choice.backend == "async" or scope.current() is not None:
-            engines = []  # type: ignore[assignment]  # there is nothing to choose from
-        candidates = tuple(selector.foresee(engine, known, asked, machine) for engine in engines)
-        reason = choice.reason
-        if choice.backend in self._replaced:
-            choice = plan.instead(choice, self._replaced[choice.backend])
-        backend, workers, threads = choice.backend, choice.workers, choice.threads
+        no_choice = choice.backend == "async" or scope.current() is not None
+        engines = {} if no_choice else self._engines()
+        candidates = tuple(selector.foresee(one, known, asked, machine) for one in engines.values())
         if choice.measure and known is not None:
             best, reason = selector.decide(candidates)
-            backend, workers = best.backend, best.workers
-            threads = self.config.threads_per_worker or max(1, machine.cpus // workers)
+            threads = plan.native_threads(self.config.threads_per_worker, machine.cpus, best.workers)
+            choice = plan.Choice(best.backend, best.workers, threads, reason)
+        if choice.backend in self._replaced:
+            choice = plan.instead(choice, self._replaced[choice.backend])
         left = how.get("total")
-        return Decision(backend, workers, threads, reason, candidates, known, machine, left=left)
+        return Decision(
+            choice.backend, choice.workers, choice.threads, choice.reason, candidates, known, machine, left
+        )
 
     def _batch(
         self,
