@@ -392,7 +392,8 @@ class Batch(Generic[R]):
 
     def _give_up(self, number: int) -> None:
         held = self._held.get(number)
-        if held is not None and held[1].kill is not None:
+        # A lease that its engine could not take has a future that is none of its calls, but is done.
+        if held is not None and held[1].kill is not None and not held[0].done():
             held[1].kill(held[0])
 
     def _runs(self, number: int) -> tuple[int, float] | None:
@@ -453,10 +454,9 @@ class Batch(Generic[R]):
         if os.getpid() != self._pid:
             return  # a forked child: what runs is its parent's
         # All first: the worker of a killed call would take another at once.
-        running = [held for held in list(self._held.values()) if not held[0].cancel()]
-        for future, engine in running:
-            if engine.kill is not None:
-                engine.kill(future)
+        running = [number for number, (future, _) in list(self._held.items()) if not future.cancel()]
+        for number in running:
+            self._give_up(number)
 
     def _tell(self, kind: Kind, **fields: Any) -> None:
         if self._observers:
