@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
 import threading
 import time
 import warnings
@@ -18,6 +19,7 @@ import pytest
 from tests import tasks
 from tests.waiting import until
 from video import ParallelConfig, Runner, profiles
+from video.auto import Auto
 from video.backends.process import ProcessBackend
 from video.batch import Batch, Opened, Progress
 from video.errors import BackendUnavailable, BatchFailed, ItemCancelled
@@ -147,6 +149,66 @@ def test_a_long_first_item_does_not_hold_up_the_others(runner: Runner) -> None:
     order = [outcome.index for outcome in runner.stream(long_first, range(50), ordered=False)]
     assert sorted(order) == list(range(50))
     assert order.index(0) > 40
+
+
+def test_a_short_batch_runs_in_the_callers_own_thread(runner: Runner) -> None:
+    """To start another would take as long as the batch."""
+    outcomes = runner.map(lambda _: threading.get_ident(), range(100))
+    assert {outcome.unwrap() for outcome in outcomes} == {threading.get_ident()}
+    assert chosen(runner) == "serial"
+
+
+def test_while_the_callers_thread_is_in_a_long_item_the_others_run(runner: Runner) -> None:
+    """The item ends only when another one has run, in another thread."""
+    ran = threading.Event()
+
+    def first_waits(item: int) -> tuple[bool, int]:
+        if item == 0:
+            return ran.wait(60), threading.get_ident()
+        ran.set()
+        return True, threading.get_ident()
+
+    outcomes = [outcome.unwrap() for outcome in runner.map(first_waits, list(range(40)))]
+    assert all(good for good, _ in outcomes)
+    assert outcomes[0][1] == threading.get_ident()
+    assert {ident for _, ident in outcomes[1:]}.isdisjoint({threading.get_ident()})
+
+
+@pytest.mark.parametrize("what", ["observed", "unordered", "initializer", "drawn"])
+def test_what_may_not_wait_for_the_callers_thread_gets_another(what: str) -> None:
+    """Outcomes in any order, progress, inputs with code of their own, workers that are to be prepared."""
+    config = ParallelConfig(initializer=int if what == "initializer" else None)
+    observers: list[Callable[[Event], None]] = [lambda event: None] if what == "observed" else []
+    with Runner(config, observers=observers) as runner:
+        items = iter(range(20)) if what == "drawn" else range(20)
+        rounds = runner.rounds(lambda _: threading.get_ident(), items, ordered=what != "unordered")
+        idents = {outcome.unwrap() for outcomes in rounds for outcome in outcomes}
+    assert threading.get_ident() not in idents
+
+
+def test_ctrl_c_in_the_callers_thread_ends_the_batch_and_the_runner_works_on(runner: Runner) -> None:
+    def interrupted(item: int) -> int:
+        time.sleep(0.05)  # by now somebody else drives
+        if item == 0:
+            signal.raise_signal(signal.SIGINT)
+        return item
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.map(interrupted, range(20))
+    whole(runner.map(hasty, range(20)), 20)
+
+
+def test_what_goes_wrong_while_another_thread_drives_is_the_callers(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Auto, now: float, progress: Progress) -> Opened | None:
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("the pilot broke")
+        return None
+
+    monkeypatch.setattr(Auto, "steer", broken)
+    with pytest.raises(RuntimeError, match="the pilot broke"):
+        runner.map(sleeps, range(20))
 
 
 def test_a_batch_moves_to_a_better_engine_on_its_way(tmp_path: Path) -> None:
@@ -423,7 +485,7 @@ def test_it_says_beforehand_what_it_knows(runner: Runner) -> None:
 
 def measure(task: Callable[[int], Any], items: range = range(4)) -> Any:
     probe = Probe()
-    probe.listen()
+    probe.look()
     thread = threading.Thread(target=lambda: [probe.run(task, [item], 1) for item in items])
     thread.start()
     thread.join(60)

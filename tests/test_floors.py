@@ -24,6 +24,7 @@ FLOORS = [
         "measure",
         "reducer",
         "spot",
+        "relief",
         "batch",
         "auto",
         "runner",

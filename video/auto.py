@@ -9,8 +9,8 @@ from what is `selector`'s business, and what items take is `measure`'s; here is 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -35,7 +35,7 @@ ENOUGH_ITEMS = 2
 FREE = 0.2
 """An item that holds the lock for less of its time, and was listened to for `FREE_SECONDS`, suits threads,
 however long it takes."""
-FREE_SECONDS = 0.01
+FREE_SECONDS = 0.0045
 WAIT_SECONDS = 0.004
 """The same for one that uses no CPU either."""
 WATCH_SECONDS = 0.1
@@ -65,6 +65,7 @@ class Auto:
     :param known: what items take, where that was declared or is remembered: then a single item is probed,
         for whether it crosses a process border.
     :param key: under which what was measured is remembered; None: it is not.
+    :param here: the thread that asks for the outcomes may run what is measured.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Auto:
         crosses: Callable[[], str],
         known: Measured | None = None,
         key: str | None = None,
+        here: bool = False,
     ) -> None:
         self.decision: Decision | None = None
         """The latest; None until there is one."""
@@ -87,10 +89,11 @@ class Auto:
         self._fixed_threads = threads
         self._open = open
         self._release = release
-        self._crosses = functools.cache(crosses)
+        self._crosses = crosses
         # Whether items can be pickled is for the first one of this batch to say.
         self._known = known and dataclasses.replace(known, pickles="")
         self._key = key
+        self._here = here
         self._began = time.monotonic()
         self._own: list[Executor] = []
         """Engines that only this batch uses: a probe must not wait behind another batch's long item."""
@@ -117,8 +120,9 @@ class Auto:
         return self._probe is not None or self._starting
 
     def first(self) -> Opened:
-        """The engine to begin on: one thread, for only in this process the lock can be measured; or at once
-        the right one, where that is known and nothing needs to cross to it."""
+        """The engine to begin on: one thread of this process, for only here the lock can be measured, and
+        where it may be the caller's own, which is there already; or at once the right one, where that is
+        known and nothing needs to cross to it."""
         if self._known is not None:
             left = self._asked.left
             best, _ = selector.decide(self._candidates(self._known, left)[0])
@@ -129,6 +133,7 @@ class Auto:
     def steer(self, now: float, progress: Progress) -> Opened | None:
         """The engine for what comes next, where that changes."""
         if self._probe is not None:
+            self._probe.driver = threading.get_native_id()
             return self._look_at_probe(self._probe, now, progress)
         if self._starting and progress.done > self._watched.since.done:
             self._expect(now, progress, self._watched.each)  # it is there, and the clock starts
@@ -145,7 +150,8 @@ class Auto:
             if self.decision is None:
                 reason = "it ended before there was anything to choose"
                 measured = self._known or probe.measured()
-                self.decision = Decision("thread", 1, self._threads(1), reason, measured=measured)
+                engine = "serial" if self._here else "thread"
+                self.decision = Decision(engine, 1, self._threads(1), reason, measured=measured)
         for executor in self._own:
             self._release(executor)
         self._remember()
@@ -154,6 +160,8 @@ class Auto:
 
     def _remember(self) -> None:
         """What this batch found out, for the next one of the task; not what it was told."""
+        if self._key is None or time.monotonic() - self._began < ENOUGH_SECONDS:
+            return  # to write it down would take as long
         found, measured = None, self._measured
         if measured is not None and measured.source == "watched":
             found = measured
@@ -162,7 +170,7 @@ class Auto:
             found = self._probed.ended()
             if found is not None and measured is not None:
                 found = dataclasses.replace(found, gil=measured.gil)
-        if self._key is not None and found is not None and found.items:
+        if found is not None and found.items:
             profiles.save(self._key, found)
 
     # Probing
@@ -170,9 +178,11 @@ class Auto:
     def _probing(self, workers: int, reason: str) -> Opened:
         assert self._probe is not None
         threads = self._threads(min(self._cpus, self._asked.left or self._cpus))
-        opened = self._open(Choice("thread", workers, threads, reason), True)
-        self._own.append(opened.executor)
-        return dataclasses.replace(opened, run=self._probe.run, target=ENOUGH_SECONDS / 2)
+        here = self._here and workers == 1
+        opened = self._open(Choice("serial" if here else "thread", workers, threads, reason), not here)
+        if not here:
+            self._own.append(opened.executor)
+        return dataclasses.replace(opened, run=self._probe.run, target=ENOUGH_SECONDS / 2, here=here)
 
     def _threads(self, workers: int) -> int:
         return native_threads(self._fixed_threads, self._cpus, workers)
@@ -186,11 +196,15 @@ class Auto:
             return None
         late = False
         if now >= self.check_at:
-            probe.listen()
+            if not probe.looks and self._is_short(probe, progress):
+                measured = probe.measured()
+                assert measured is not None
+                return self._decide(now, progress, measured)
+            probe.look()
             self._looks += 1
             late = self._looks >= len(LOOKS)
             self.check_at = now + LOOKS[-1] if late else max(now, probe.began + LOOKS[self._looks])
-        elif not probe.items:
+        elif not probe.items or not (probe.looks or self._enough(probe)):
             return None
         measured = probe.measured()
         if measured is None:
@@ -209,7 +223,7 @@ class Auto:
             return self._decide(now, progress, measured, "; two items at once settled it")
         if not late and not self._tells(probe, measured):
             return None
-        if not late and (progress.left is None or progress.left >= 2):
+        if not late and not probe.running and (progress.left is None or progress.left >= 2):
             candidates, _ = self._candidates(measured, progress.left)
             if selector.referee(candidates, measured):
                 self._doubtful = measured
@@ -225,6 +239,18 @@ class Auto:
             waits = measured.cpu < selector.WAITS * measured.wall
             if probe.heard >= (WAIT_SECONDS if waits else FREE_SECONDS):
                 return True
+        return self._enough(probe)
+
+    def _is_short(self, probe: Probe, progress: Progress) -> bool:
+        """Whatever the items do, no engine could do what is left sooner than the caller's own thread."""
+        measured = probe.ended()
+        if self._known is not None or progress.left is None or measured is None or not measured.items:
+            return False
+        best, _ = selector.decide(self._candidates(selector.at_best(measured), progress.left)[0])
+        return best.backend == "serial"
+
+    def _enough(self, probe: Probe) -> bool:
+        """Whoever holds the lock has had to let go of it."""
         return probe.items >= ENOUGH_ITEMS and probe.seconds >= ENOUGH_SECONDS
 
     # Deciding

@@ -26,6 +26,7 @@ from video.errors import BatchFailed, ItemCancelled, described
 from video.events import Event, Kind, Observer, emit
 from video.outcome import Outcome
 from video.reducer import Lease, Reducer, Rules
+from video.relief import Relief
 from video.spot import SpotChecks, SpotCheckWarning
 
 R = TypeVar("R")
@@ -54,6 +55,8 @@ class Opened:
     """Seconds of work in one chunk."""
     bounded: bool = False
     """Its width holds for what an earlier engine still runs, too."""
+    here: bool = False
+    """The thread that asks for the outcomes runs the items; what takes long there, holds up nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,8 @@ class Batch(Generic[R]):
         self._checks = SpotChecks(task, config.spot_check) if config.spot_check else None
         self._held: dict[int, tuple[Future[Any], _Place]] = {}
         """What engines have, by lease."""
+        self._mine: tuple[Future[Any], tuple[Any, ...]] | None = None
+        """A call that is for the caller's own thread."""
         self._last = 0.0
         self._seen: dict[int, float] = {}
         """When a call was first seen running, on an executor that does not say when it began."""
@@ -168,8 +173,11 @@ class Batch(Generic[R]):
         )
         return rules, plan.ChunkSizes(limit, width, opened.target)
 
-    def _steer(self, pilot: Pilot) -> None:
+    def _steer(self) -> None:
         """Go on with another engine, if it is time to."""
+        pilot = self._pilot
+        if pilot is None or not (pilot.eager or pilot.check_at <= time.monotonic()):
+            return
         opened = pilot.steer(time.monotonic(), self._progress())
         if opened is None:
             return
@@ -215,9 +223,10 @@ class Batch(Generic[R]):
             while not self._stopped:
                 if self._abandoned:
                     raise ItemCancelled("its runner was closed while the batch ran")
-                if pilot is not None and (pilot.eager or pilot.check_at <= time.monotonic()):
-                    self._steer(pilot)
+                self._steer()
                 room = self._fill()
+                if self._mine is not None:
+                    self._run_mine(*self._mine)
                 # Not by what the engine still has: a thread that was given up may never end.
                 if reducer.leased or self._paused:
                     self._wait(block=not room)
@@ -324,6 +333,12 @@ class Batch(Generic[R]):
     def _submit(self, lease: Lease) -> None:
         number, engine = lease.number, self._engine
         executor = engine.opened.executor
+        if engine.opened.here:
+            mine: Future[Any] = Future()
+            self._held[number] = mine, engine
+            self._mine = mine, engine.call.of(lease)
+            mine.add_done_callback(lambda done: self._done.put((number, done)))
+            return
         try:
             future = executor.submit(*engine.call.of(lease))
         except Exception as error:  # noqa: BLE001  # an executor may break down in any way
@@ -333,6 +348,33 @@ class Batch(Generic[R]):
         if self._observers and len(lease.items) == 1 and hasattr(executor, "watch"):
             executor.watch(future, functools.partial(self._report, lease.indexes[0]))
         future.add_done_callback(lambda done: self._done.put((number, done)))
+
+    def _run_mine(self, future: Future[Any], call: tuple[Any, ...]) -> None:
+        self._mine = None
+        if not future.set_running_or_notify_cancel():
+            return
+        run, *arguments = call
+        relief = Relief(self._drive, self.wake)
+        try:
+            ran = run(*arguments)
+        except Exception as error:  # noqa: BLE001  # as an executor has it
+            relief.end()
+            future.set_exception(error)
+        except BaseException:
+            self._stopped = True
+            relief.end()
+            raise
+        else:
+            relief.end()
+            future.set_result(ran)
+
+    def _drive(self, relief: Relief) -> None:
+        """The loop of `rounds` in another thread, while its own runs an item."""
+        while not (relief.over or self._stopped or self._abandoned):
+            self._steer()
+            inline = self._engine.opened.traits.inline  # what is next is for the caller's thread, too
+            room = not inline and self._fill()
+            self._wait(block=not room)
 
     def _report(self, index: int, fraction: float, words: str) -> None:
         self._tell(Kind.ITEM_PROGRESS, index=index, fraction=fraction, message=words)

@@ -25,6 +25,9 @@ from video.backends.base import Ran, run_chunk
 from video.errors import NotPicklable
 from video.selector import Measured
 
+if sys.platform != "win32":
+    import resource
+
 NAP_SECONDS = 0.0005
 LATE_SECONDS = 0.001
 """A nap may last this much too long for no reason but the timer's."""
@@ -106,8 +109,8 @@ class Probe:
         self.began: float | None = None
         """`time.monotonic()` when the first item began; None: none has."""
         self._ticker: _Ticker | None = None
-        self._driver = threading.get_native_id()
-        """The thread that drives the batch, whose CPU time is not the items'."""
+        self.driver = threading.get_native_id()
+        """The thread that drives the batch, whose CPU time is not the items'; unless it runs them."""
         self._lock = threading.Lock()
         self._readings: list[Reading] = []
         self._spans: list[tuple[float, float]] = []
@@ -140,29 +143,49 @@ class Probe:
             carried.add(ran.values[0])
         return ran
 
-    def listen(self) -> None:
-        """From now on the lock is listened to. Not from the start: short batches end before that matters."""
+    def look(self) -> None:
+        """From now on what runs is watched more closely, and so is the lock. Not from the start: most short
+        batches end before that matters."""
         if self._ticker is None:
             self._ticker = _Ticker()
+        with self._lock:
+            for gauge in self._open.values():
+                gauge.look()
+
+    def cpu(self, thread: int) -> float:
+        """CPU seconds of this process and of the children that it has waited for, but for what is ours.
+
+        :param thread: that runs the items.
+        """
+        ours, driver = 0.0, self.driver
+        if driver != thread:
+            # Of the thread that asks, the system's own figure is behind by up to a tick.
+            ours = time.thread_time() if threading.get_native_id() == driver else _schedule(driver)[0]
+        if self._ticker is not None:
+            ours += _schedule(self._ticker.native_id)[0]
+        times = os.times()
+        return time.process_time() + times.children_user + times.children_system - ours
 
     def state(self, thread: int) -> _State:
-        """Where the clocks stand for one thread's work."""
+        """Where the other clocks stand for one thread's work."""
         ticker = self._ticker
         # Files first: to read one lets go of the lock, and a thread that holds it long may come in between.
         # The clocks after them are read in one go, or they would tell of different moments.
-        waited = _schedule(thread)[1]
-        memory, peak = _memory()
-        # Of the thread that asks, the system's own figure is behind by up to a tick.
-        driving = threading.get_native_id() == self._driver
-        ours, unheard = time.thread_time() if driving else _schedule(self._driver)[0], 0.0
-        if ticker is not None:
-            ran, unheard = _schedule(ticker.native_id)
-            ours += ran
-        times = os.times()
-        cpu = time.process_time() + times.children_user + times.children_system - ours
+        waited, memory = _schedule(thread)[1], _memory()
+        unheard = 0.0 if ticker is None else _schedule(ticker.native_id)[1]
         late = 0.0 if ticker is None else ticker.late() - unheard
         now = time.monotonic()
-        return _State(now, cpu, waited, late, 0.0 if ticker is None else now - ticker.began, memory, peak)
+        return _State(now, waited, late, 0.0 if ticker is None else now - ticker.began, memory)
+
+    @property
+    def looks(self) -> bool:
+        """Somebody has looked."""
+        return self._ticker is not None
+
+    @property
+    def running(self) -> bool:
+        """Some have not ended."""
+        return bool(self._open)
 
     @property
     def items(self) -> int:
@@ -227,8 +250,6 @@ class Listening:
 
 class _State(NamedTuple):
     now: float
-    cpu: float
-    """CPU seconds of this process and of the children that it has waited for, but for what is ours."""
     waited: float
     """Seconds for which the thread was ready, and had no CPU."""
     late: float
@@ -236,29 +257,42 @@ class _State(NamedTuple):
     heard: float
     """Seconds that were listened to."""
     memory: float
-    peak: float
 
 
 class _Gauge:
-    """Watches the thread that makes it."""
+    """Watches the thread that makes it. What takes reading a file counts from the first look on only, which
+    short items do not live to see: it would take longer than they do."""
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
         self._thread = threading.get_native_id()
-        self._began = probe.state(self._thread)
+        self._looked = probe.state(self._thread) if probe.looks else None
+        self._peak = _peak()
+        self._cpu = probe.cpu(self._thread)
+        self._began = time.monotonic()
+
+    def look(self) -> None:
+        if self._looked is None:
+            self._looked = self._probe.state(self._thread)
 
     def read(self, items: int, *, failed: bool = False, running: bool = False) -> Reading:
         """From any thread."""
-        began, state = self._began, self._probe.state(self._thread)
-        wall = max(0.0, state.now - began.now - (state.waited - began.waited))
+        before = self._looked
+        state = None if before is None else self._probe.state(self._thread)
+        cpu, now, peak = self._probe.cpu(self._thread), time.monotonic(), _peak()
+        wall, late, heard = now - self._began, 0.0, 0.0
         # The peak of a process never falls: only where it has risen does it tell of these items.
-        grown = (state.peak if state.peak > began.peak else state.memory) - began.memory
+        grown = peak - self._peak
+        if before is not None and state is not None:
+            wall = state.now - self._began - (state.waited - before.waited)
+            late, heard = state.late - before.late, min(wall, state.heard - before.heard)
+            grown = grown if grown > 0 else state.memory - before.memory
         return Reading(
             items,
-            wall,
-            max(0.0, state.cpu - began.cpu),
-            max(0.0, state.late - began.late),
-            min(wall, max(0.0, state.heard - began.heard)),
+            max(0.0, wall),
+            max(0.0, cpu - self._cpu),
+            max(0.0, late),
+            max(0.0, heard),
             max(0.0, grown),
             failed,
             running,
@@ -305,16 +339,21 @@ def _schedule(thread: int | None) -> tuple[float, float]:
         return 0.0, 0.0
 
 
-def _memory() -> tuple[float, float]:
-    """Resident bytes of this process, now and at most so far."""
+def _memory() -> float:
+    """Resident bytes of this process; 0 where the system does not say."""
     try:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"), peak
-    except (ImportError, OSError):
-        return 0.0, 0.0
+            return int(file.read().split()[1]) * float(os.sysconf("SC_PAGE_SIZE"))
+    except OSError:
+        return 0.0
+
+
+def _peak() -> float:
+    """Resident bytes of this process at most so far; 0 where the system does not say."""
+    if sys.platform == "win32":
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def free_memory() -> float:

@@ -59,8 +59,10 @@ def key(task: Any) -> str | None:
     a `functools.partial` binds), with the versions of this package and of Python, and with the number of
     usable CPUs; not with where the code stands.
 
-    :return: None if there is no code to tell it by.
+    :return: None if there is no code to tell it by, or if VIDEO_NO_PROFILE is set.
     """
+    if _is_off():
+        return None
     try:
         about = repr((_described(task, {}), versions()))
     except Exception:  # noqa: BLE001  # foreign objects raise what they like when they are looked at

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar, Unpack
 import video.scope as scope
 from video import measure, plan, registry, selector
 from video.backends.base import Executor, Traits
-from video.batch import Batch, Opened, is_coroutine_function
+from video.batch import AT_HAND, Batch, Opened, is_coroutine_function
 from video.config import BackendType, ParallelConfig
 from video.errors import BackendUnavailable, BatchFailed, ConfigError, ItemCancelled, NotPicklable
 from video.events import Event, Kind, Observer, emit
@@ -242,6 +242,7 @@ class Runner:
         items: Iterable[T],
         ordered: bool,
         prefetch: bool = True,
+        here: bool = True,
         **how: Unpack[How],
     ) -> Batch[R]:
         if not callable(task):
@@ -251,7 +252,10 @@ class Runner:
         total = how.get("total")
         selector.declared(how.get("kind"), how.get("cost"))  # what is wrong in it is said on every engine
         choice = self.choose(task, **how)
-        auto = self._auto(task, how) if choice.measure else None
+        # While the caller's thread runs an item, nobody can be handed another's outcome, and what is drawn
+        # or observed would be so in a strange thread.
+        here = here and ordered and type(items) in AT_HAND and not self._observers
+        auto = self._auto(task, how, here) if choice.measure else None
         opened = Opened(*self._engine(choice)) if auto is None else auto.first()
         if is_coroutine_function(task) and not opened.traits.coroutines:
             raise ConfigError(
@@ -274,8 +278,11 @@ class Runner:
             self._running.add(batch)
         return batch
 
-    def _auto(self, task: Callable[..., Any], how: How) -> Auto:
-        """What chooses the engine of a batch while it runs."""
+    def _auto(self, task: Callable[..., Any], how: How, here: bool) -> Auto:
+        """What chooses the engine of a batch while it runs.
+
+        :param here: the caller's own thread may run what is measured.
+        """
         # With what it needs, some milliseconds that other batches need not spend.
         from video.auto import Auto
         from video.backends import _pickling
@@ -295,7 +302,8 @@ class Runner:
             return ""
 
         asked = self._asked(how)
-        return Auto(self._engines, asked, cpus, threads, open_, self._release, crosses, known, key)
+        here = here and self.config.initializer is None and self.config.finalizer is None
+        return Auto(self._engines, asked, cpus, threads, open_, self._release, crosses, known, key, here)
 
     def _release(self, executor: Executor) -> None:
         """A batch does not need the engine any more that it had for itself."""

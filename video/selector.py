@@ -42,6 +42,8 @@ SLOW = 0.7
 """Below this share of the predicted rate, the rest of the batch is planned anew."""
 DRIFT = 3.0
 """So is it when items take this many times longer, or shorter, than those that were measured."""
+CALL_SECONDS = 1e-6
+"""For so long at least an item holds the interpreter's lock: to be called."""
 WAITS = 0.2
 """An item that uses less CPU than this share of its time waits for something else."""
 LOCKED = 0.5
@@ -275,6 +277,12 @@ def referee(candidates: Iterable[Candidate], measured: Measured) -> bool:
         return False
     low, high = sorted((able["thread"].seconds, able["process"].seconds))
     return high * (1 - CLOSE) <= low
+
+
+def at_best(measured: Measured) -> Measured:
+    """Items that take so long, and could not suit other engines better."""
+    share = min(1.0, CALL_SECONDS / measured.wall) if measured.wall > 0 else 1.0
+    return dataclasses.replace(measured, cpu=share * measured.wall, gil=share, bytes=0.0, carry=0.0)
 
 
 def paired(measured: Measured, speedup: float) -> Measured:
