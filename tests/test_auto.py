@@ -131,6 +131,16 @@ def test_what_is_declared_is_not_measured(runner: Runner) -> None:
     assert (decision.backend, decision.measured.source) == ("process", "declared")
 
 
+def test_the_log_says_in_one_line_what_was_chosen(runner: Runner, caplog: pytest.LogCaptureFixture) -> None:
+    """Whether it was measured, or a rule decided."""
+    with caplog.at_level("INFO", logger="video"):
+        runner.map(sleeps, range(30))
+        runner.map(len, ["a", "bb"], backend="serial")
+    lines = [record.getMessage() for record in caplog.records if record.name == "video"]
+    assert [line.split(",")[0] for line in lines] == ["thread", "serial"]
+    assert not any("\n" in line for line in lines)
+
+
 def test_rules_need_no_measuring(runner: Runner) -> None:
     runner.map(tasks.double, [1])
     assert chosen(runner) == "serial"

@@ -307,7 +307,7 @@ class Auto:
             earlier,
         )
         self._measured = measured
-        logger.info("%s", self.decision)
+        logger.info("%s", self.decision.line)
         each = max(0.0, best.seconds - best.start) / _count(progress.left, measured)
         self._expect(now, progress, each)
         if best.start:

@@ -24,7 +24,7 @@ from video.backends.base import Executor, Traits
 from video.batch import AT_HAND, Batch, Opened, is_coroutine_function
 from video.config import BackendType, ParallelConfig
 from video.errors import BackendUnavailable, BatchFailed, ConfigError, ItemCancelled, NotPicklable
-from video.events import Event, Kind, Observer, emit
+from video.events import Event, Kind, Observer, emit, logger
 from video.outcome import Outcome
 from video.selector import Decision
 
@@ -50,10 +50,11 @@ class How(TypedDict, total=False):
     backend: str | None
     """An engine for this batch instead of the configured one."""
     isolate: bool
-    """Items must not share the caller's process, since one may crash it: AUTO then takes worker processes."""
+    """Items must not share the caller's process, since one may crash it: AUTO then takes worker processes. An
+    engine that is named is taken all the same."""
     kind: str | None
     """What an item mostly does: "python", "native" (C code that releases the interpreter's lock, or child
-    processes), or "io" (it waits). With `cost`, AUTO need not measure."""
+    processes), or "io" (it waits). With `cost`, AUTO need not measure; one of them alone changes nothing."""
     cost: float | None
     """Seconds that an item takes."""
 
@@ -269,6 +270,7 @@ class Runner:
             ruled = opened.choice
             decision = Decision(ruled.backend, ruled.workers, ruled.threads, ruled.reason, left=total)
             self._latest = lambda: decision
+            logger.info("%s", decision.line)
         else:
             self._latest = lambda: auto.decision
         batch: Batch[R] = Batch(

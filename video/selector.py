@@ -252,7 +252,7 @@ def decide(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
     near = [one for one in able if one.seconds * (1 - MARGIN) <= cheapest.seconds]
     best = min(near, key=lambda one: (_complexity(one.backend), one.seconds))
     if len(able) == 1:
-        return best, "no other engine can do it"
+        return best, "no other engine is left"
     if best.backend != cheapest.backend:
         gain = 1 - cheapest.seconds / best.seconds if best.seconds else 0.0
         return best, f"{cheapest.backend} would gain {gain:.0%}, too little for what it adds"
@@ -383,8 +383,13 @@ class Decision:
     earlier: Decision | None = None
     """What this decision replaced while the batch ran."""
 
+    @property
+    def line(self) -> str:
+        """It in one line."""
+        return f"{self.backend}, {_counted(self.workers, 'worker')}: {self.reason}"
+
     def __str__(self) -> str:
-        lines = [f"{self.backend}, {_counted(self.workers, 'worker')}: {self.reason}"]
+        lines = [self.line]
         if self.measured is not None:
             lines += ["", *_measured_lines(self.measured, self.left, self.machine, self.probe_seconds)]
         if self.candidates:
@@ -413,7 +418,11 @@ def _measured_lines(
         "the interpreter's lock",
         f"items            {crossing}; {measured.memory / 2**20:.0f} MB of memory each",
         f"known from       {measured.source}"
-        + (f", {_counted(measured.items, 'item')}, {probe_seconds:.3g} s" if measured.items else ""),
+        + (
+            f", {_counted(measured.items, 'item')}, {probe_seconds:.3g} s"
+            if measured.items
+            else (", of an item that had not ended: at least that" if measured.source == "probe" else "")
+        ),
         f"left             {'unknown' if left is None else _counted(left, 'item')}",
     ]
     if machine is not None:
