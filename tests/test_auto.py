@@ -18,7 +18,7 @@ import pytest
 
 from tests import tasks
 from tests.waiting import until
-from video import ParallelConfig, Runner, profiles
+from video import ParallelConfig, Runner, profiles, registry
 from video.auto import Auto
 from video.backends.process import ProcessBackend
 from video.batch import Batch, Opened, Progress
@@ -28,7 +28,7 @@ from video.measure import Probe
 from video.outcome import Outcome
 from video.plan import Choice
 from video.runner import EngineReplacedWarning
-from video.selector import Measured
+from video.selector import Asked, Measured
 
 
 @pytest.fixture
@@ -165,6 +165,12 @@ def test_a_short_batch_runs_in_the_callers_own_thread(runner: Runner) -> None:
     """To start another would take as long as the batch."""
     outcomes = runner.map(lambda _: threading.get_ident(), range(100))
     assert {outcome.unwrap() for outcome in outcomes} == {threading.get_ident()}
+    assert chosen(runner) == "serial"
+
+
+def test_many_tiny_items_stay_in_the_callers_thread(runner: Runner) -> None:
+    """Threads would only take turns, since to be called takes the lock."""
+    whole(runner.map(lambda item: item, range(10_000)), 10_000)
     assert chosen(runner) == "serial"
 
 
@@ -371,6 +377,22 @@ def test_an_engine_that_cannot_start_is_not_chosen_again(
     assert (decision.backend, decision.earlier) == ("thread", None)
     assert next(one.refusal for one in decision.candidates if one.backend == "process")
     assert [event.backend for event in seen if event.kind is Kind.ENGINE_CHOSEN] == ["thread"]
+
+
+def test_a_batch_goes_back_to_an_engine_rather_than_end() -> None:
+    """It left threads; what is left proves too long for the caller's own, and processes are out."""
+    seen: list[Choice] = []
+
+    def opened(choice: Choice, own: bool) -> Opened:
+        seen.append(choice)
+        backend = registry.backends.get(choice.backend)
+        return Opened(choice, backend(ParallelConfig()).open(choice.workers), backend.traits)
+
+    with Runner() as runner:
+        auto = Auto(runner._engines, Asked(left=100), 2, None, opened, lambda _: None, lambda: "no")
+        auto._before["thread"] = "was left for another one before"
+        auto._take(time.monotonic(), Progress(0, 0.0, 100), Measured(0.1, 0.1, 0.0))
+    assert [choice.backend for choice in seen] == ["thread"]
 
 
 @pytest.mark.parametrize("total", [0, 1, 2, 3, 17])

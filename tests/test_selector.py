@@ -24,6 +24,7 @@ from video.selector import (
     Machine,
     Measured,
     Seen,
+    at_best,
     decide,
     declared,
     foresee,
@@ -371,3 +372,16 @@ def test_a_decision_says_everything() -> None:
     for one in every:
         assert one.backend in text
         assert one.refusal in text
+
+
+@given(wall=st.floats(1e-7, 10), left=st.integers(1, 10**6))
+def test_what_is_at_best_is_predicted_no_slower(wall: float, left: int) -> None:
+    """So an engine that loses even then need not be measured for."""
+    real = Measured(wall=wall, cpu=wall, gil=1.0, bytes=1e6, carry=1e-3)
+    for engine in (THREAD, PROCESS, DASK):
+        assert seconds(engine, at_best(real), left) <= seconds(engine, real, left) * (1 + 1e-9)
+
+
+def test_tiny_items_gain_nothing_by_threads_even_at_best() -> None:
+    tiny = at_best(Measured(wall=1e-6, cpu=0.0, gil=0.0))
+    assert decide([predict(one, tiny, Asked(left=10_000), TWO) for one in ENGINES])[0].backend == "serial"

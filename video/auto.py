@@ -106,7 +106,9 @@ class Auto:
         """What items take, as far as is known by now."""
         self._switches = 0
         self._out: dict[str, str] = {}
-        """Engines that this batch must not take any more, and why."""
+        """Engines that this batch cannot take any more, and why."""
+        self._before: dict[str, str] = {}
+        """Engines that it left: not to be gone back to, unless there is no other."""
         self._starting = False
         """The engine has not answered yet."""
         self._listening: Listening | None = None
@@ -196,9 +198,7 @@ class Auto:
             return None
         late = False
         if now >= self.check_at:
-            if not probe.looks and self._is_short(probe, progress):
-                measured = probe.measured()
-                assert measured is not None
+            if not probe.looks and (measured := self._short(probe, progress)) is not None:
                 return self._decide(now, progress, measured)
             probe.look()
             self._looks += 1
@@ -241,13 +241,14 @@ class Auto:
                 return True
         return self._enough(probe)
 
-    def _is_short(self, probe: Probe, progress: Progress) -> bool:
-        """Whatever the items do, no engine could do what is left sooner than the caller's own thread."""
+    def _short(self, probe: Probe, progress: Progress) -> Measured | None:
+        """What items take at best, if even so no engine does what is left sooner than this thread."""
         measured = probe.ended()
         if self._known is not None or progress.left is None or measured is None or not measured.items:
-            return False
-        best, _ = selector.decide(self._candidates(selector.at_best(measured), progress.left)[0])
-        return best.backend == "serial"
+            return None
+        measured = selector.at_best(measured)
+        best, _ = selector.decide(self._candidates(measured, progress.left)[0])
+        return measured if best.backend == "serial" else None
 
     def _enough(self, probe: Probe) -> bool:
         """Whoever holds the lock has had to let go of it."""
@@ -265,15 +266,24 @@ class Auto:
         machine = Machine(self._cpus, free_memory())
         asked = dataclasses.replace(self._asked, left=left)
         engines = self._engines(measured.wall * _count(left, measured))
-        return tuple(
-            selector.predict(
-                dataclasses.replace(engine, missing=self._out.get(name, engine.missing)),
-                measured,
-                asked,
-                machine,
+        candidates: tuple[Candidate, ...] = ()
+        for out in ({**self._before, **self._out}, self._out):
+            candidates = tuple(
+                selector.predict(
+                    dataclasses.replace(engine, missing=out.get(name, engine.missing)),
+                    measured,
+                    asked,
+                    machine,
+                )
+                for name, engine in engines.items()
             )
-            for name, engine in engines.items()
-        ), machine
+            if not all(one.refusal for one in candidates):
+                break
+        return candidates, machine
+
+    def _nowhere(self, measured: Measured, left: int | None) -> bool:
+        """Nothing can be chosen."""
+        return all(one.refusal for one in self._candidates(measured, left)[0])
 
     def _take(self, now: float, progress: Progress, measured: Measured, more: str = "") -> Opened:
         """Decide, and open the engine; again, where it turns out that it cannot be had."""
@@ -288,15 +298,19 @@ class Auto:
                 opened = self._open(Choice(best.backend, best.workers, self._threads(share), reason), False)
             except BackendUnavailable as error:
                 self._out[best.backend] = str(error)
+                if self._nowhere(measured, progress.left):
+                    raise
                 continue
             if opened.choice.backend == best.backend:
                 break
             self._out[best.backend] = "cannot start here"
+            if self._nowhere(measured, progress.left):
+                break  # then what it was replaced by has to do
         tight = self._asked.workers is not None or selector.fitting(measured, machine) < 2 * best.workers
         earlier = self.decision
         self.decision = Decision(
-            best.backend,
-            best.workers,
+            opened.choice.backend,
+            opened.choice.workers,
             opened.choice.threads,
             reason + more,
             candidates,
@@ -354,6 +368,8 @@ class Auto:
         if not why:
             return None
         measured = selector.revise(known, seen)
+        if self._nowhere(measured, progress.left):
+            return None
         candidates, _ = self._candidates(measured, progress.left)
         left = _count(progress.left, measured)
         here = next(one for one in candidates if one.backend == decision.backend)
@@ -374,7 +390,7 @@ class Auto:
         self._switches += 1
         if best.backend != decision.backend:
             # Or a busy machine would send it to and fro.
-            self._out[decision.backend] = "was left for another one before"
+            self._before[decision.backend] = "was left for another one before"
         return self._take(now, progress, measured, f"; {why}")
 
 

@@ -42,8 +42,8 @@ SLOW = 0.7
 """Below this share of the predicted rate, the rest of the batch is planned anew."""
 DRIFT = 3.0
 """So is it when items take this many times longer, or shorter, than those that were measured."""
-CALL_SECONDS = 1e-6
-"""For so long at least an item holds the interpreter's lock: to be called."""
+CALL_SECONDS = 5e-6
+"""For so long at least an item holds the lock: to be called, and to let go of it and get it back."""
 WAITS = 0.2
 """An item that uses less CPU than this share of its time waits for something else."""
 LOCKED = 0.5
