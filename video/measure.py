@@ -152,30 +152,27 @@ class Probe:
             for gauge in self._open.values():
                 gauge.look()
 
-    def cpu(self, thread: int) -> float:
-        """CPU seconds of this process and of the children that it has waited for, but for what is ours.
+    def state(self, thread: int, *, closely: bool) -> _State:
+        """Where the clocks stand for the work of one thread.
 
-        :param thread: that runs the items.
+        :param closely: also those for which files must be read.
         """
-        ours, driver = 0.0, self.driver
+        ticker, driver = self._ticker, self.driver
+        # Files first: to read one lets go of the lock, and a thread that holds it long may come in between.
+        # The clocks after them are read in one go, or they would tell of different moments.
+        waited, memory = (_schedule(thread)[1], _memory()) if closely else (0.0, 0.0)
+        ours, unheard = 0.0, 0.0
         if driver != thread:
             # Of the thread that asks, the system's own figure is behind by up to a tick.
             ours = time.thread_time() if threading.get_native_id() == driver else _schedule(driver)[0]
-        if self._ticker is not None:
-            ours += _schedule(self._ticker.native_id)[0]
-        times = os.times()
-        return time.process_time() + times.children_user + times.children_system - ours
-
-    def state(self, thread: int) -> _State:
-        """Where the other clocks stand for one thread's work."""
-        ticker = self._ticker
-        # Files first: to read one lets go of the lock, and a thread that holds it long may come in between.
-        # The clocks after them are read in one go, or they would tell of different moments.
-        waited, memory = _schedule(thread)[1], _memory()
-        unheard = 0.0 if ticker is None else _schedule(ticker.native_id)[1]
+        if ticker is not None:
+            ran, unheard = _schedule(ticker.native_id)
+            ours += ran
+        times, peak = os.times(), _peak()
+        cpu = time.process_time() + times.children_user + times.children_system - ours
         late = 0.0 if ticker is None else ticker.late() - unheard
         now = time.monotonic()
-        return _State(now, waited, late, 0.0 if ticker is None else now - ticker.began, memory)
+        return _State(now, cpu, waited, late, 0.0 if ticker is None else now - ticker.began, memory, peak)
 
     @property
     def looks(self) -> bool:
@@ -250,6 +247,8 @@ class Listening:
 
 class _State(NamedTuple):
     now: float
+    cpu: float
+    """CPU seconds of this process and of the children that it has waited for, but for what is ours."""
     waited: float
     """Seconds for which the thread was ready, and had no CPU."""
     late: float
@@ -257,6 +256,7 @@ class _State(NamedTuple):
     heard: float
     """Seconds that were listened to."""
     memory: float
+    peak: float
 
 
 class _Gauge:
@@ -266,31 +266,28 @@ class _Gauge:
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
         self._thread = threading.get_native_id()
-        self._looked = probe.state(self._thread) if probe.looks else None
-        self._peak = _peak()
-        self._cpu = probe.cpu(self._thread)
-        self._began = time.monotonic()
+        self._began = probe.state(self._thread, closely=probe.looks)
+        self._looked = self._began if probe.looks else None
 
     def look(self) -> None:
         if self._looked is None:
-            self._looked = self._probe.state(self._thread)
+            self._looked = self._probe.state(self._thread, closely=True)
 
     def read(self, items: int, *, failed: bool = False, running: bool = False) -> Reading:
         """From any thread."""
-        before = self._looked
-        state = None if before is None else self._probe.state(self._thread)
-        cpu, now, peak = self._probe.cpu(self._thread), time.monotonic(), _peak()
-        wall, late, heard = now - self._began, 0.0, 0.0
+        began, looked = self._began, self._looked
+        state = self._probe.state(self._thread, closely=looked is not None)
+        wall, late, heard = state.now - began.now, 0.0, 0.0
         # The peak of a process never falls: only where it has risen does it tell of these items.
-        grown = peak - self._peak
-        if before is not None and state is not None:
-            wall = state.now - self._began - (state.waited - before.waited)
-            late, heard = state.late - before.late, min(wall, state.heard - before.heard)
-            grown = grown if grown > 0 else state.memory - before.memory
+        grown = state.peak - began.peak
+        if looked is not None:
+            wall -= state.waited - looked.waited
+            late, heard = state.late - looked.late, min(wall, state.heard - looked.heard)
+            grown = (state.peak if grown > 0 else state.memory) - looked.memory
         return Reading(
             items,
             max(0.0, wall),
-            max(0.0, cpu - self._cpu),
+            max(0.0, state.cpu - began.cpu),
             max(0.0, late),
             max(0.0, heard),
             max(0.0, grown),
