@@ -191,13 +191,21 @@ def test_while_the_callers_thread_is_in_a_long_item_the_others_run(runner: Runne
 
 
 @pytest.mark.parametrize("what", ["observed", "unordered", "initializer", "drawn"])
-def test_what_may_not_wait_for_the_callers_thread_gets_another(what: str) -> None:
+def test_what_may_not_wait_for_the_callers_thread_gets_another(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Outcomes in any order, progress, inputs with code of their own, workers that are to be prepared."""
+    monkeypatch.setenv("VIDEO_NO_PROFILE", "1")  # or only the first of these would be measured
+
+    def where(item: int) -> int:
+        time.sleep(0.02)  # too long in all for the caller's thread to be chosen in the end
+        return threading.get_ident()
+
     config = ParallelConfig(initializer=int if what == "initializer" else None)
     observers: list[Callable[[Event], None]] = [lambda event: None] if what == "observed" else []
     with Runner(config, observers=observers) as runner:
         items = iter(range(20)) if what == "drawn" else range(20)
-        rounds = runner.rounds(lambda _: threading.get_ident(), items, ordered=what != "unordered")
+        rounds = runner.rounds(where, items, ordered=what != "unordered")
         idents = {outcome.unwrap() for outcomes in rounds for outcome in outcomes}
     assert threading.get_ident() not in idents
 
@@ -222,6 +230,7 @@ def test_what_goes_wrong_while_another_thread_drives_is_the_callers(
             raise RuntimeError("the pilot broke")
         return None
 
+    monkeypatch.setenv("VIDEO_NO_PROFILE", "1")  # or it would not be measured
     monkeypatch.setattr(Auto, "steer", broken)
     with pytest.raises(RuntimeError, match="the pilot broke"):
         runner.map(sleeps, range(20))
