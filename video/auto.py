@@ -277,13 +277,9 @@ class Auto:
                 )
                 for name, engine in engines.items()
             )
-            if not all(one.refusal for one in candidates):
+            if not _all_refused(candidates):
                 break
         return candidates, machine
-
-    def _nowhere(self, measured: Measured, left: int | None) -> bool:
-        """Nothing can be chosen."""
-        return all(one.refusal for one in self._candidates(measured, left)[0])
 
     def _take(self, now: float, progress: Progress, measured: Measured, more: str = "") -> Opened:
         """Decide, and open the engine; again, where it turns out that it cannot be had."""
@@ -298,13 +294,13 @@ class Auto:
                 opened = self._open(Choice(best.backend, best.workers, self._threads(share), reason), False)
             except BackendUnavailable as error:
                 self._out[best.backend] = str(error)
-                if self._nowhere(measured, progress.left):
+                if _all_refused(self._candidates(measured, progress.left)[0]):
                     raise
                 continue
             if opened.choice.backend == best.backend:
                 break
             self._out[best.backend] = "cannot start here"
-            if self._nowhere(measured, progress.left):
+            if _all_refused(self._candidates(measured, progress.left)[0]):
                 break  # then what it was replaced by has to do
         tight = self._asked.workers is not None or selector.fitting(measured, machine) < 2 * best.workers
         earlier = self.decision
@@ -368,9 +364,9 @@ class Auto:
         if not why:
             return None
         measured = selector.revise(known, seen)
-        if self._nowhere(measured, progress.left):
-            return None
         candidates, _ = self._candidates(measured, progress.left)
+        if _all_refused(candidates):
+            return None
         left = _count(progress.left, measured)
         here = next(one for one in candidates if one.backend == decision.backend)
         actual = seen.seconds / seen.items if seen.items else here.seconds / left
@@ -414,6 +410,10 @@ class _Watched:
             progress.running,
             time.process_time() - self.cpu if inside else None,
         )
+
+
+def _all_refused(candidates: tuple[Candidate, ...]) -> bool:
+    return all(one.refusal for one in candidates)
 
 
 def _over(*_: Any) -> NoReturn:

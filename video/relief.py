@@ -20,6 +20,7 @@ from threading import Lock
 PATIENCE = 0.001
 """Seconds after which an item takes long."""
 IDLE_SECONDS = 1.0
+"""The watcher ends when it had nothing to do for so long."""
 
 
 class Relief:
@@ -77,7 +78,7 @@ class Relief:
 
 
 class _Watcher:
-    """The thread of this process that starts drivers; it ends when nothing was to be watched for a while."""
+    """The thread of this process that starts drivers."""
 
     def __init__(self) -> None:
         self._pid = os.getpid()

@@ -253,9 +253,10 @@ class Runner:
         total = how.get("total")
         selector.declared(how.get("kind"), how.get("cost"))  # what is wrong in it is said on every engine
         choice = self.choose(task, **how)
-        # While the caller's thread runs an item, nobody can be handed another's outcome, and what is drawn
-        # or observed would be so in a strange thread.
-        here = here and ordered and type(items) in AT_HAND and not self._observers
+        # While the caller's thread runs an item, nobody can be handed another's outcome; what is drawn or
+        # observed would be so in a strange thread; and it is no worker that could be prepared.
+        prepared = self.config.initializer is not None or self.config.finalizer is not None
+        here = here and ordered and type(items) in AT_HAND and not self._observers and not prepared
         auto = self._auto(task, how, here) if choice.measure else None
         opened = Opened(*self._engine(choice)) if auto is None else auto.first()
         if is_coroutine_function(task) and not opened.traits.coroutines:
@@ -304,7 +305,6 @@ class Runner:
             return ""
 
         asked = self._asked(how)
-        here = here and self.config.initializer is None and self.config.finalizer is None
         return Auto(self._engines, asked, cpus, threads, open_, self._release, crosses, known, key, here)
 
     def _release(self, executor: Executor) -> None:
