@@ -515,6 +515,23 @@ def test_a_worker_that_dies_at_once_fails_its_call_and_runs_it_once(
     assert values(one, tasks.double, 2) == [4]
 
 
+def test_a_chunk_whose_result_dies_with_its_worker_runs_again_and_says_so(local: Any, tmp_path: Path) -> None:
+    """The cluster makes anew what it has lost, of its own accord: that too is a run of its items."""
+
+    def leave_when_fetched(name: str) -> int:
+        from video.backends import _dask_call
+
+        with (tmp_path / name).open("a") as file:
+            file.write("started\n")
+        if len((tmp_path / name).read_text().splitlines()) == 1:
+            _dask_call.Parcel.__reduce__ = lambda self: os._exit(3)  # type: ignore[method-assign]
+        return os.getpid()
+
+    ran: Ran = send(local, leave_when_fetched, "one", "two").result(SECONDS)
+    assert ran.before == 1
+    assert [(tmp_path / name).read_text().count("started") for name in ("one", "two")] == [2, 2]
+
+
 def test_a_worker_killed_from_outside_while_idle_costs_nothing(local: Executor) -> None:
     for pid in {values(local, tasks.pid, 0)[0] for _ in range(4)}:
         os.kill(pid, signal.SIGKILL)

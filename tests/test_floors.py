@@ -22,6 +22,7 @@ FLOORS = [
         "profiles",
         "calibrate",
         "measure",
+        "gate",
         "reducer",
         "spot",
         "relief",

@@ -24,6 +24,7 @@ from video.backends.base import CHUNK_SECONDS, Executor, Ran, Traits, run_chunk,
 from video.config import ParallelConfig
 from video.errors import BatchFailed, ItemCancelled, described
 from video.events import Event, Kind, Observer, emit
+from video.gate import Gate
 from video.outcome import Outcome
 from video.reducer import Lease, Reducer, Rules
 from video.relief import Relief
@@ -107,6 +108,7 @@ class Batch(Generic[R]):
         observers: tuple[Observer, ...],
         prefetch: bool = True,
         pilot: Pilot | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._owner = owner  # a caller may keep only the stream; without its runner the workers would end
         self._items = iter(items)
@@ -114,6 +116,7 @@ class Batch(Generic[R]):
         self._total = total
         self._observers = observers
         self._pilot = pilot
+        self._gate = gate
         self._config = config
         self._prefetch = prefetch
 
@@ -126,7 +129,7 @@ class Batch(Generic[R]):
         self._coroutine = is_coroutine_function(task)
         self._engine = self._place(opened)
         rules, sizes = self._rules(opened, ordered)
-        self._reducer = Reducer(rules, sizes, total)
+        self._reducer = Reducer(rules, sizes, total, gate)
         self._checks = SpotChecks(task, config.spot_check) if config.spot_check else None
         self._held: dict[int, tuple[Future[Any], _Place]] = {}
         """What engines have, by lease."""
@@ -228,7 +231,7 @@ class Batch(Generic[R]):
                 if self._mine is not None:
                     self._run_mine(*self._mine)
                 # Not by what the engine still has: a thread that was given up may never end.
-                if reducer.leased or self._paused:
+                if reducer.leased or reducer.waits or self._paused:
                     self._wait(block=not room)
                 if due := self._due():
                     yield due
@@ -243,6 +246,9 @@ class Batch(Generic[R]):
         finally:
             self._finished = True
             self._leave()
+            if self._gate is not None and os.getpid() == self._pid:
+                with self._lock:
+                    self._gate.leave(time.monotonic())
             if pilot is not None:
                 pilot.close()
             self._tell(Kind.BATCH_FINISHED, total=reducer.handed, seconds=time.perf_counter() - started)
@@ -290,15 +296,18 @@ class Batch(Generic[R]):
         while True:
             now = time.monotonic()
             with self._lock:
-                lease = reducer.next_lease(now)
-            if isinstance(lease, int):
+                next_lease = reducer.next_lease(now)
+            if isinstance(next_lease, Lease):
+                self._submit(next_lease)
+            else:
                 # The input is the caller's code, and may take its time: not under the lock.
-                items = self._draw(lease) if lease else []
+                items = self._draw(next_lease) if next_lease else []
                 if not items:
                     return False
                 with self._lock:
                     lease = reducer.drew(items, time.monotonic())
-            self._submit(lease)
+                if lease is not None:
+                    self._submit(lease)
             if now - started > DRAW_SECONDS:
                 return True  # a slow input must not hold up what is ready, or the time limits
 
@@ -405,7 +414,7 @@ class Batch(Generic[R]):
         self._last = time.monotonic()
         if isinstance(what, Ran):
             with self._lock:
-                self._reducer.returned(number, what, last=False)
+                self._reducer.returned(number, what, last=False, now=self._last)
             return
         held = self._held.get(number)
         if held is None:  # it was recalled
@@ -415,9 +424,9 @@ class Batch(Generic[R]):
             self._held.pop(number, None)
             self._seen.pop(number, None)
             if isinstance(answer, Ran):
-                self._reducer.returned(number, answer)
+                self._reducer.returned(number, answer, now=self._last)
             else:
-                self._reducer.lost(number, answer)
+                self._reducer.lost(number, answer, self._last)
 
     def _tell_news(self) -> None:
         """What has happened to items, at once and not in their turn: people watch it."""

@@ -13,7 +13,11 @@
      │   │   ├─ WorkerOutOfMemory   MemoryError         the system ended it for want of memory
      │   │   └─ Quarantined                             it has killed worker after worker
      │   ├─ NotPicklable            TypeError           it cannot cross to or from a worker
-     │   └─ RemoteError             RuntimeError        stands for an error that cannot cross
+     │   ├─ RemoteError             RuntimeError        stands for an error that cannot cross
+     │   ├─ CircuitOpen             ConnectionError     what it uses fails too often to be tried
+     │   └─ RateLimited             ConnectionError     a service takes no more requests for now
+     ├─ StoreError                  OSError             a checkpoint, cache or limiter's store is out of order
+     │   └─ CheckpointMismatch      ValueError          it belongs to another batch
      ├─ SourceError                 OSError             an input cannot be had
      │   ├─ SourceNotFound          FileNotFoundError
      │   └─ DownloadFailed          ConnectionError
@@ -171,6 +175,36 @@ class RemoteError(TaskError, RuntimeError):
     def __init__(self, cause: str = "", *, kind: str = "", **about: str | None) -> None:
         super().__init__(cause, **about)
         self.kind = kind
+
+
+class CircuitOpen(TaskError, ConnectionError):
+    """The item was not tried, since what it uses has failed too often of late.
+
+    :param retry_after: seconds until it is tried again; None, not before somebody says so.
+    """
+
+    def __init__(self, cause: str = "", *, retry_after: float | None = None, **about: str | None) -> None:
+        super().__init__(cause, **about)
+        self.retry_after = retry_after
+
+
+class RateLimited(TaskError, ConnectionError):
+    """A service refuses, or would refuse, more requests for now.
+
+    :param retry_after: seconds that it asked to be left alone; None, it did not say.
+    """
+
+    def __init__(self, cause: str = "", *, retry_after: float | None = None, **about: str | None) -> None:
+        super().__init__(cause, **about)
+        self.retry_after = retry_after
+
+
+class StoreError(VideoError, OSError):
+    """A store of a policy (checkpoint, cache, rate limiter) cannot be read or written."""
+
+
+class CheckpointMismatch(StoreError, ValueError):
+    """A checkpoint belongs to a batch with other settings or another task."""
 
 
 class SourceError(VideoError, OSError):

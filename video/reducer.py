@@ -25,9 +25,11 @@ from video.errors import (
     NotPicklable,
     Quarantined,
     RemoteError,
+    TaskError,
     WorkerDied,
     WorkerOutOfMemory,
 )
+from video.gate import Gate
 from video.outcome import Outcome, first_runs
 from video.plan import ChunkSizes
 
@@ -98,9 +100,10 @@ class Reducer:
 
     :param sizes: how large the next chunk is to be; told what items took.
     :param total: number of items, or None if nobody knows.
+    :param gate: where its policies stand.
     """
 
-    def __init__(self, rules: Rules, sizes: ChunkSizes, total: int | None) -> None:
+    def __init__(self, rules: Rules, sizes: ChunkSizes, total: int | None, gate: Gate | None = None) -> None:
         self.rules = rules
         self.drawn = 0
         self.handed = 0
@@ -126,6 +129,11 @@ class Reducer:
         self._ready: dict[int, list[Outcome[Any]]] = {}
         """Outcomes in runs of consecutive items, by the first one's index."""
         self._unordered: list[list[Outcome[Any]]] = []
+        self._gate = gate
+        self._now = 0.0
+        """`time.monotonic()` of what happens."""
+        self._look_at = float("inf")
+        """When one that waits at the gate may go on, if the engine has room for it."""
         self._check_at = float("inf")
         self.news: list[list[Outcome[Any]]] = []
         """Outcomes since the caller looked, whether their turn has come or not, for whoever watches."""
@@ -155,9 +163,14 @@ class Reducer:
         """The engine has something that is waited for."""
         return bool(self._leases)
 
+    @property
+    def waits(self) -> bool:
+        """Some wait at the gate."""
+        return self._gate is not None and self._gate.next_at < float("inf")
+
     def next_lease(self, now: float) -> Lease | int:
         """A chunk for the engine that has come back, or how many items to draw for a new one; 0: neither."""
-        rules = self.rules
+        rules, self._now, self._look_at = self.rules, now, float("inf")
         # Until a time is known, chunks of one item would only fill the queue: dear where a call is (Dask).
         most = rules.most_leases if self._sizes.known else min(rules.most_leases, rules.width)
         if rules.bounded and self._elsewhere:
@@ -169,6 +182,10 @@ class Reducer:
             room = min(room - self._open, self._sizes.limit)
             if room < 1:
                 return 0
+        if self._gate is not None:
+            if not self._exclusive:
+                self._look_again(self._gate, room if rules.by_items else self._sizes.next(None))
+            self._look_at = self._gate.next_at
         if self._alone:
             return 0 if self._leases else self._lease(self._alone.popleft(), now)
         if self._exclusive:
@@ -189,8 +206,8 @@ class Reducer:
         return min(free, room if rules.by_items else self._sizes.next(left))
 
     def check_at(self) -> float:
-        """`time.monotonic()` at which `overdue` is to be asked; infinite: never."""
-        return self._check_at
+        """`time.monotonic()` at which `overdue` is to be asked, or `next_lease`; infinite: never."""
+        return min(self._check_at, self._look_at)
 
     def leases(self) -> Iterable[Lease]:
         return self._leases.values()
@@ -201,23 +218,39 @@ class Reducer:
 
     # What has happened
 
-    def drew(self, items: list[Any], now: float) -> Lease:
-        """Items were drawn from the input."""
-        first, self.drawn = self.drawn, self.drawn + len(items)
-        return self._lease(Waiting(range(first, self.drawn), items), now)
+    def drew(self, items: list[Any], now: float) -> Lease | None:
+        """Items were drawn from the input.
 
-    def returned(self, number: int, ran: Ran, *, last: bool = True) -> None:
+        :return: what of them may go to the engine now; None: nothing.
+        """
+        self._now = now
+        first, self.drawn = self.drawn, self.drawn + len(items)
+        indexes = range(first, self.drawn)
+        if self._gate is not None and not self._gate.idle(now):
+            places = [
+                place for place, item in enumerate(items) if self._admit(self._gate, first + place, item)
+            ]
+            if not places:
+                return None
+            if len(places) < len(items):
+                some = Waiting([first + place for place in places], [items[place] for place in places])
+                return self._lease(some, now)
+        return self._lease(Waiting(indexes, items), now)
+
+    def returned(self, number: int, ran: Ran, *, last: bool = True, now: float = 0.0) -> None:
         """The engine has answered for a lease, or for some of its items.
 
         :param last: nothing more will come; items without an answer were not begun.
         """
+        self._now = now
         lease = self._leases.get(number)
         if lease is None:
             return
         if len(ran.values) > len(lease.items):
-            self.lost(number, RemoteError("its engine answered for more items than it was given"))
+            self.lost(number, RemoteError("its engine answered for more items than it was given"), now)
             return
         self._sizes.observe(ran.seconds)
+        self._charge(lease, ran.before)
         self._keep(lease, ran)
         if last and len(ran.values) == len(lease.items):
             self._close(lease)
@@ -227,13 +260,15 @@ class Reducer:
             self._close(lease)
             self._give_back(lease)
 
-    def lost(self, number: int, error: BaseException) -> None:
+    def lost(self, number: int, error: BaseException, now: float = 0.0) -> None:
         """The engine has lost a lease, or could not take it."""
+        self._now = now
         lease = self._leases.get(number)
         if lease is None:
             return
         lost = error if isinstance(error, ChunkLost) else None
         if lost is not None:
+            self._charge(lease, lost.finished.before)
             self._keep(lease, lost.finished)
             self._settle(lease, lost.finished)
             error = lost.error
@@ -268,7 +303,7 @@ class Reducer:
         :param running: of each lease, the position and the start of the item that runs; None: none does.
         :return: the leases to kill.
         """
-        timeout = self.rules.timeout
+        timeout, self._now = self.rules.timeout, now
         kills: list[int] = []
         self._check_at = float("inf")
         if timeout is None:
@@ -299,7 +334,7 @@ class Reducer:
         :param running: as in `overdue`, of the lease that holds it.
         :return: whether it will have been cancelled, and the lease to kill, if any.
         """
-        reason = ItemCancelled("it was cancelled")
+        reason, self._now = ItemCancelled("it was cancelled"), now
         for queue in (self._back, self._alone):
             for place, waiting in enumerate(queue):
                 if index in waiting.indexes:
@@ -309,8 +344,13 @@ class Reducer:
                     del queue[place]
                     if items:
                         queue.insert(place, Waiting(indexes, items, waiting.alone, waiting.unbegun))
-                    self._fail(index, reason, ran=False)
+                    self._fail(index, waiting.items[at], reason, ran=False)
                     return True, None
+        if self._gate is not None and index in self._gate.waiting():
+            self._gate.drop(index)
+            record = self._records.pop(index, None) or Record()
+            self._finish([Outcome(index, None, reason, record.attempts)])
+            return True, None
         lease = self.holder(index)
         if lease is None:
             return False, None
@@ -344,7 +384,8 @@ class Reducer:
 
     def waiting(self) -> list[int]:
         """Items that are drawn and with no engine."""
-        return sorted(index for queue in (self._back, self._alone) for one in queue for index in one.indexes)
+        back = [index for queue in (self._back, self._alone) for one in queue for index in one.indexes]
+        return sorted(back if self._gate is None else back + self._gate.waiting())
 
     def _lease(self, waiting: Waiting, now: float) -> Lease:
         self._numbers += 1
@@ -384,6 +425,12 @@ class Reducer:
             else:
                 indexes = [indexes[position] for position in positions]
         outcomes = first_runs(indexes, ran.values, ran.seconds)
+        if self._gate is not None:
+            if self._gate.saw_any:
+                for position, outcome in zip(positions, outcomes, strict=True):
+                    self._end(lease.items[position], outcome)
+                return
+            self._gate.passed(count, self._now)
         for run in [outcomes] if type(indexes) is range else [[outcome] for outcome in outcomes]:
             self._finish(run)
 
@@ -398,7 +445,56 @@ class Reducer:
             index = lease.indexes[position]
             record = self._records.pop(index, None)
             attempts = 1 if record is None else record.attempts + 1
-            self._finish([Outcome(index, value, errors.get(place), attempts, seconds)])
+            outcome = Outcome(index, value, errors.get(place), attempts, seconds)
+            self._end(lease.items[position], outcome, alone=lease.alone)
+
+    # At the gate
+
+    def _admit(self, gate: Gate, index: int, item: Any, *, alone: bool = False) -> bool:
+        """Whether an item may go to the engine now; else it waits there, or has its answer."""
+        record = self._records.get(index)
+        verdict = gate.admit(index, item, 0 if record is None else record.attempts, self._now, alone=alone)
+        if isinstance(verdict, Outcome):
+            self._records.pop(index, None)
+            self._finish([verdict])
+        return verdict is None
+
+    def _look_again(self, gate: Gate, most: int) -> None:
+        """Let on what has waited long enough."""
+        indexes, items = [], []
+        for index, item, alone in gate.due(self._now, most):
+            if not self._admit(gate, index, item, alone=alone):
+                continue
+            if alone:
+                self._alone.append(Waiting([index], [item], alone=True))
+            else:
+                indexes.append(index)
+                items.append(item)
+        if items:
+            self._back.append(Waiting(indexes, items))
+
+    def _end(self, item: Any, outcome: Outcome[Any], *, alone: bool = False) -> None:
+        """An attempt has come to something: that is its outcome, or the item waits for the next one."""
+        gate, index = self._gate, outcome.index
+        if gate is None:
+            self._finish([outcome])
+        elif outcome.error is None and not gate.saw(index):
+            gate.passed(1, self._now)
+            self._finish([outcome])
+        else:
+            verdict = gate.settle(item, outcome, self._now, alone=alone)
+            if isinstance(verdict, Outcome):
+                self._finish([verdict])
+            else:
+                self._record(index).attempts = outcome.attempts
+                self.reruns.append((1, outcome.error or TaskError("its result was refused by a policy")))
+
+    def _again_alone(self, index: int, item: Any) -> None:
+        """It ran, and may have killed its worker: it runs again with nothing else on the engine."""
+        if self._gate is not None:
+            self._gate.again(index, item, self._now)
+        else:
+            self._alone.append(Waiting([index], [item], alone=True))
 
     def _finish(self, outcomes: list[Outcome[Any]]) -> None:
         if not outcomes:
@@ -419,9 +515,15 @@ class Reducer:
     def _record(self, index: int) -> Record:
         return self._records.setdefault(index, Record())
 
-    def _fail(self, index: int, error: BaseException, seconds: float = 0.0, *, ran: bool) -> None:
+    def _charge(self, lease: Lease, times: int) -> None:
+        """Its items may have run so often before, with nothing to show for it."""
+        if times:
+            for position in self._left(lease):
+                self._record(lease.indexes[position]).attempts += times
+
+    def _fail(self, index: int, item: Any, error: BaseException, seconds: float = 0.0, *, ran: bool) -> None:
         record = self._records.pop(index, None) or Record()
-        self._finish([Outcome(index, None, error, record.attempts + ran, seconds)])
+        self._end(item, Outcome(index, None, error, record.attempts + ran, seconds))
 
     def _give_up(
         self, lease: Lease, position: int, error: BaseException, seconds: float, *, ran: bool = True
@@ -429,7 +531,7 @@ class Reducer:
         """An item gets its outcome while the engine still has it."""
         lease.settled.add(position)
         self._open -= 1
-        self._fail(lease.indexes[position], error, seconds, ran=ran)
+        self._fail(lease.indexes[position], lease.items[position], error, seconds, ran=ran)
 
     def _kill(self, lease: Lease) -> int:
         """The engine is told to give up what it runs of a lease."""
@@ -463,7 +565,7 @@ class Reducer:
         elif len(lease.items) > 1:
             self._one_by_one(lease, error)
         elif 0 not in lease.settled:
-            self._fail(lease.indexes[0], error, ran=False)
+            self._fail(lease.indexes[0], lease.items[0], error, ran=False)
 
     def _blame(self, lease: Lease, position: int, error: BaseException, *, certain: bool) -> None:
         """An item's worker died while it ran."""
@@ -486,10 +588,10 @@ class Reducer:
                 )
                 quarantined.__cause__ = error
                 error = quarantined
-            self._fail(index, error, ran=False)  # it did, and that is counted above
+            self._fail(index, lease.items[position], error, ran=False)  # it did, and that is counted above
             return
         # Alone, so that a second death can have no other cause, and leaves all memory to it.
-        self._alone.append(Waiting([index], [lease.items[position]], alone=True))
+        self._again_alone(index, lease.items[position])
         self.reruns.append((1, error))
 
     def _suspect(self, lease: Lease, error: BaseException) -> None:
@@ -497,30 +599,31 @@ class Reducer:
         left = self._left(lease)
         if isinstance(error, BackendUnavailable | ItemCancelled):
             for position in left:  # to run them again would end no better
-                self._fail(lease.indexes[position], error, ran=False)
+                self._fail(lease.indexes[position], lease.items[position], error, ran=False)
         elif isinstance(error, NotPicklable):
             if len(lease.items) > 1:
                 self._one_by_one(lease, error)
             elif left:
-                self._fail(lease.indexes[0], error, ran=False)
+                self._fail(lease.indexes[0], lease.items[0], error, ran=False)
         elif not lease.alone:
             self._one_by_one(lease, error, alone=True)
         elif isinstance(error, WorkerDied) and left:
             self._blame(lease, 0, error, certain=True)
         elif left:
-            self._fail(lease.indexes[0], error, ran=True)
+            self._fail(lease.indexes[0], lease.items[0], error, ran=True)
 
     def _one_by_one(self, lease: Lease, error: BaseException, *, alone: bool = False) -> None:
         """Find the item that is to blame by running each by itself.
 
         :param alone: with nothing else on the engine, since its end may be another's fault.
         """
-        queue = self._alone if alone else self._back
         left = self._left(lease)
         for position in left:
-            index = lease.indexes[position]
+            index, item = lease.indexes[position], lease.items[position]
             if alone:
                 self._record(index).attempts += 1
-            queue.append(Waiting([index], [lease.items[position]], alone=alone, unbegun=lease.unbegun))
+                self._again_alone(index, item)
+            else:
+                self._back.append(Waiting([index], [item], unbegun=lease.unbegun))
         if left:
             self.reruns.append((len(left), error))

@@ -23,14 +23,14 @@ from video.backends import _pickling
 from video.backends._chunk import Ran, portable
 from video.errors import NotPicklable
 
-FLUSH_SECONDS = 1.0
-"""How long a call waits at most for its first events to leave; mostly that is within a millisecond."""
+CONFIRM_SECONDS = 5.0
+"""How long a call waits at most until the scheduler has heard of it; mostly that takes a millisecond."""
 GRACE_SECONDS = 0.5
 """How long a call that is given up may take to end by itself, before its worker is killed."""
 
 TAKEN, BEGAN, ENDED, REPORT, MADE, GONE = range(6)
-"""Events of a call: its worker has it; all that it needs is imported; its result is on its way; how far it
-is; a file that is unfinished, or no longer."""
+"""Events of a call: its worker has it, and imports what it needs (only with a time limit, which excludes
+that); it begins; its result is on its way; how far it is; a file that is unfinished, or no longer."""
 DONE, FAILED, UNREADABLE, BROKEN = range(4)
 """Answers: a result; an error; the call did not unpickle; the worker's initializer failed."""
 
@@ -158,22 +158,17 @@ class _Slot(scope.Slot):
         )
 
 
-def _flush(worker: Any) -> None:
-    """Wait until what was told is on its way: so a call has been heard of even if it keeps the interpreter's
-    lock from then on, or kills its worker at once."""
-    told = threading.Event()
+def _confirm(worker: Any, topic: str, event: tuple[Any, ...]) -> None:
+    """Tell the scheduler, and wait until it says that it has heard.
 
-    async def await_empty() -> None:
-        deadline, pause = time.monotonic() + FLUSH_SECONDS, 0.0
-        while getattr(worker.batched_stream, "buffer", None) and time.monotonic() < deadline:
-            await asyncio.sleep(pause)
-            pause = 0.0005
-        for _ in range(3):  # what has left the buffer is written some turns of the loop later
-            await asyncio.sleep(0)
-        told.set()
-
-    worker.loop.add_callback(await_empty)
-    told.wait(FLUSH_SECONDS)
+    What a worker only sends can be lost with it: whoever writes to a dead one finds the connection broken,
+    and drops what was still to be read from it. And foreign code may keep the interpreter's lock from now on.
+    """
+    told = asyncio.run_coroutine_threadsafe(
+        worker.scheduler.log_event(topic=topic, msg=event), worker.loop.asyncio_loop
+    )
+    with contextlib.suppress(Exception):  # a scheduler that is lost is the caller's to notice
+        told.result(CONFIRM_SECONDS)
 
 
 def run_call(about: tuple[str, int, bool, bool], call: Parcel | bytes) -> Parcel:
@@ -187,9 +182,11 @@ def run_call(about: tuple[str, int, bool, bool], call: Parcel | bytes) -> Parcel
     slot = _Slot(worker, tell)
     _running[topic, number] = slot
     try:
-        tell(TAKEN, worker.contact_address or worker.address)
-        if not timed:  # else both events leave together
-            _flush(worker)
+        address = worker.contact_address or worker.address
+        if timed:
+            tell(TAKEN, address)
+        else:
+            _confirm(worker, topic, (BEGAN, number, address))
         if hooked and (hooks := _hooks.get(topic)) is not None:
             try:
                 hooks.prepare()
@@ -201,8 +198,7 @@ def run_call(about: tuple[str, int, bool, bool], call: Parcel | bytes) -> Parcel
             return Parcel(UNREADABLE, traceback.format_exc().encode("utf-8", "replace"))
         del call
         if timed:
-            tell(BEGAN)
-            _flush(worker)
+            _confirm(worker, topic, (BEGAN, number, address))
         try:
             with scope.entered(slot):
                 result = fn(*args)

@@ -96,8 +96,6 @@ SENT_EACH = 2
 FETCH_SECONDS = 1.0
 """How long a connection to a worker of our own may take, for a result: one that has just died is tried for as
 long, before the scheduler has the call run again."""
-LATE_SECONDS = 0.25
-"""A worker's nanny may tell of its death before the last event from the worker itself is read."""
 MOST_RESENT = 3
 """How often a call may lose its worker before it began, until that is taken for its own fault."""
 
@@ -141,6 +139,9 @@ class _Call(Future[Any]):
         self.address: str | None = None
         """Of the worker that it began on."""
         self.started: float | None = None
+        self.runs = 0
+        """How often it began since it was sent: a result that is lost with its worker, the cluster makes anew
+        by itself."""
         self.resent = 0
         self.dropped = False
         """It is given up; its future will soon say so."""
@@ -295,6 +296,11 @@ class DaskExecutor:
                 error = failure.for_caller()
             except BaseException as failure:  # noqa: BLE001  # it belongs to the call, not to this thread
                 error = failure
+        if call.runs > 1:
+            if isinstance(value, Ran):
+                value = value._replace(before=call.runs - 1)
+            elif isinstance(error, ChunkLost):
+                error.finished = error.finished._replace(before=call.runs - 1)
         call.finish(value, error)
 
     def _send_by_value(self, call: _Call) -> bool:
@@ -380,6 +386,7 @@ class DaskExecutor:
             return
         call.number = number = next(self._numbers)
         call.address = call.started = None
+        call.runs = 0
         about = (self._topic, number, self._config.timeout is not None, bool(self._hooks))
         try:
             # One group of keys: so the scheduler keeps back what no worker is free for.
@@ -395,12 +402,7 @@ class DaskExecutor:
         answer: Parcel | None = None
         error: Exception | None = None
         try:
-            try:
-                answer = await remote
-            except self._distributed.KilledWorker as failure:
-                error = failure
-                if call.address is None:
-                    await asyncio.sleep(LATE_SECONDS)
+            answer = await remote
         except asyncio.CancelledError:  # the loop ends: the user has closed his client
             error = self._gone()
             while self._waiting:
@@ -460,13 +462,16 @@ class DaskExecutor:
         elif what == GONE:
             self._files.get(number, set()).discard(more[0])
         elif call is None:
-            if what == TAKEN:  # it was given up on its way
+            if what in (TAKEN, BEGAN):  # it was given up on its way
                 self._end_on(more[0], number)
         elif what == TAKEN:
             call.address = more[0]
-            call.started = now if self._config.timeout is None else now + LOAD_SECONDS
+            if not call.runs:  # the two events come on different ways, and this one may be the later
+                call.started = now + LOAD_SECONDS
         elif what == BEGAN:
+            call.address = more[0]
             call.started = now
+            call.runs += 1
         elif what == ENDED:
             call.started = now + TRANSFER_SECONDS
         elif what == REPORT and call.listener is not None:

@@ -1,0 +1,186 @@
+"""Where the policies of a batch stand: what is drawn passes them before an engine has it, and what became
+of it passes them before the caller has it. Pure: time comes in, waits and answers come out.
+
+    drawn -> admit, first to last -> engine -> settle, last to first -> outcome
+               |  wait                            |  run it again
+               +---------> later <----------------+
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from video.errors import TaskError, VideoError, described
+from video.events import logger
+from video.outcome import Outcome
+from video.policies.base import Job, Policy, Verdict
+
+
+class Gate:
+    """The policies of one batch, and its items that wait for them.
+
+    :param policies: in their order; those of the standard list are checkpoint, cache, retry, memory, breaker,
+        rate: answers first, the spender last.
+    :param key: of an item, what it uses and others use too (a host, a service).
+    :param cost: of an item, what it is expected to take.
+    """
+
+    def __init__(
+        self,
+        policies: Iterable[Policy],
+        key: Callable[[Any], str] | None = None,
+        cost: Callable[[Any], float] | None = None,
+    ) -> None:
+        self._policies = tuple(policies)
+        self._key = key
+        self._cost = cost
+        self._jobs: dict[int, Job] = {}
+        """Of items that were looked at one by one, and have no outcome yet."""
+        self._later: list[tuple[float, int, Any, bool]] = []
+        """(when to look again, index, item, whether it is to run alone), soonest first."""
+
+    def idle(self, now: float) -> bool:
+        """Whether a whole chunk may pass unseen."""
+        return all(policy.idle(now) for policy in self._policies)
+
+    def admit(self, index: int, item: Any, attempts: int, now: float, *, alone: bool = False) -> Verdict:
+        """None: it may run now, and what it takes is taken. A number: it waits here, to be looked at again
+        after so many seconds. An outcome: that is the answer."""
+        job = self._jobs.get(index)
+        if job is None:
+            try:
+                job = self._jobs[index] = self._job(index, item)
+            except Exception as error:  # noqa: BLE001  # the caller's key or cost: it costs this item alone
+                return Outcome(index, None, error, attempts)
+        job.attempts = attempts
+        for place, policy in enumerate(self._policies):
+            try:
+                verdict = policy.admit(job, now)
+            except Exception as error:  # noqa: BLE001  # a key function, a store: it costs this item alone
+                verdict = Outcome(index, None, _failed(policy, error), attempts, origin=policy.name)
+            if verdict is None:
+                continue
+            if isinstance(verdict, Outcome):
+                return self._settled(job, verdict, now, self._policies[:place], alone)
+            self._withdraw(job, now, self._policies[:place])
+            self._wait(job, now + verdict, alone)
+            return verdict
+        return None
+
+    def settle(
+        self, item: Any, outcome: Outcome[Any], now: float, *, alone: bool = False
+    ) -> Outcome[Any] | float:
+        """What becomes of an attempt: an outcome, or the seconds after which it is made again, for which it
+        waits here."""
+        job = self._jobs.get(outcome.index)
+        if job is None:
+            try:
+                job = self._jobs[outcome.index] = self._job(outcome.index, item)
+            except Exception:  # noqa: BLE001  # the caller's key or cost: nobody can say any more of it
+                return outcome
+        job.attempts = outcome.attempts
+        return self._settled(job, outcome, now, self._policies, alone)
+
+    def again(self, index: int, item: Any, now: float) -> None:
+        """Its worker was lost: it is to be admitted once more, and to run alone."""
+        if (job := self._jobs.get(index)) is not None:
+            self._withdraw(job, now, self._policies)
+        else:
+            job = self._jobs[index] = Job(index, item)
+        self._wait(job, now, alone=True)
+
+    def leave(self, now: float) -> None:
+        """The batch ends: what has been admitted and has no outcome gives back what it took."""
+        waiting = set(self.waiting())
+        for index, job in list(self._jobs.items()):
+            if index not in waiting:
+                self._withdraw(job, now, self._policies)
+        self._jobs.clear()
+        self._later.clear()
+
+    def drop(self, index: int) -> Any:
+        """An item that waits here is not wanted any more.
+
+        :return: the item.
+        :raises LookupError: if it does not wait here.
+        """
+        place = next(place for place, one in enumerate(self._later) if one[1] == index)
+        item = self._later.pop(place)[2]
+        heapq.heapify(self._later)
+        del self._jobs[index]
+        return item
+
+    def saw(self, index: int) -> bool:
+        """Whether an item was looked at by itself, and has no outcome yet."""
+        return index in self._jobs
+
+    @property
+    def saw_any(self) -> bool:
+        """Whether it has looked at any item that has no outcome yet."""
+        return bool(self._jobs)
+
+    def passed(self, count: int, now: float) -> None:
+        """So many items that nothing looked at have ended well."""
+        for policy in self._policies:
+            policy.passed(count, now)
+
+    # Those that wait
+
+    @property
+    def next_at(self) -> float:
+        """When one that waits is to be looked at again; infinite: none waits."""
+        return self._later[0][0] if self._later else float("inf")
+
+    def waiting(self) -> list[int]:
+        """Items that wait here, by index."""
+        return sorted(one[1] for one in self._later)
+
+    def due(self, now: float, most: int) -> list[tuple[int, Any, bool]]:
+        """Some that are to be looked at again, and wait here no more: (index, item, whether to run alone)."""
+        found: list[tuple[int, Any, bool]] = []
+        while len(found) < most and self._later and self._later[0][0] <= now:
+            found.append(heapq.heappop(self._later)[1:])
+        return found
+
+    def _wait(self, job: Job, at: float, alone: bool) -> None:
+        heapq.heappush(self._later, (at, job.index, job.item, alone))
+
+    def _settled(
+        self, job: Job, outcome: Outcome[Any], now: float, policies: Sequence[Policy], alone: bool
+    ) -> Outcome[Any] | float:
+        for place in range(len(policies) - 1, -1, -1):
+            policy = policies[place]
+            try:
+                verdict = policy.settle(job, outcome, now)
+            except Exception:  # noqa: BLE001  # it ran, and its outcome must not be lost for a policy's sake
+                logger.exception("the %s policy failed over item %d", policy.name, job.index)
+                continue
+            if isinstance(verdict, Outcome):
+                outcome = verdict
+            elif verdict is not None:
+                self._withdraw(job, now, policies[:place])
+                self._wait(job, now + verdict, alone)
+                return verdict
+        del self._jobs[job.index]
+        return outcome
+
+    def _withdraw(self, job: Job, now: float, policies: Sequence[Policy]) -> None:
+        for policy in reversed(policies):
+            try:
+                policy.withdraw(job, now)
+            except Exception:  # noqa: BLE001  # as in `_settled`
+                logger.exception("the %s policy failed over item %d", policy.name, job.index)
+
+    def _job(self, index: int, item: Any) -> Job:
+        key = self._key(item) if self._key is not None else ""
+        return Job(index, item, key=key, cost=self._cost(item) if self._cost is not None else None)
+
+
+def _failed(policy: Policy, error: Exception) -> Exception:
+    if isinstance(error, VideoError):
+        return error
+    failure = TaskError(f"the {policy.name} policy failed over it ({described(error)})")
+    failure.__cause__ = error
+    return failure

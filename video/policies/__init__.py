@@ -1,0 +1,1 @@
+"""What decides whether, when and how often an item runs. None of it sleeps or reads a clock."""

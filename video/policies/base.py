@@ -1,0 +1,67 @@
+"""What a policy is: it decides before and after each attempt of an item, on the caller's side of every engine.
+
+Policies never sleep and never read a clock: `now` is passed in (`time.monotonic()` in a batch), so that each
+is tested with plain numbers, and an item that waits holds no worker. They stand in a row. `admit` is asked
+from the first to the last, `settle` from the last to the first; what stands after the retry policy sees every
+attempt. A policy belongs to one batch at a time or to many at once: all of its methods may be called from any
+thread.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from video.outcome import Outcome
+
+Verdict = None | float | Outcome[Any]
+"""Go on | ask again (of `admit`), or run it again (of `settle`), in so many seconds | this is the answer."""
+
+
+class Job:
+    """An item, as policies see it."""
+
+    __slots__ = ("attempts", "cost", "deadline", "index", "item", "key", "notes")
+
+    def __init__(self, index: int, item: Any, *, key: str = "", cost: float | None = None) -> None:
+        self.index = index
+        """Position in the input, from 0."""
+        self.item = item
+        self.key = key
+        """Of what it uses and others use too: a host, a service. "": it uses nothing of the kind."""
+        self.cost = cost
+        """What it is expected to take, in any unit that is the same for the whole batch; None: not known."""
+        self.attempts = 0
+        """How often it has run so far."""
+        self.deadline: float | None = None
+        """Once this time is reached it is not tried again; None: not set yet."""
+        self.notes: dict[str, Any] = {}
+        """What policies have to remember of it, by their names. Its index will not do: several batches may share a
+        policy."""
+
+
+class Policy(Protocol):
+    name: str
+    """What it is called in `Outcome.origin`, in events and in statistics."""
+
+    def admit(self, job: Job, now: float) -> Verdict:
+        """Before an attempt: None takes what the attempt needs (a permit, a place); a number says in how many
+        seconds to ask again, and takes nothing."""
+        ...
+
+    def settle(self, job: Job, outcome: Outcome[Any], now: float) -> Verdict:
+        """After an attempt that it had admitted: gives back what that took. None leaves the outcome as it
+        is; a number has the item run again in so many seconds; an outcome takes its place."""
+        ...
+
+    def withdraw(self, job: Job, now: float) -> None:
+        """An attempt that it had admitted does not take place: gives back what that took."""
+        ...
+
+    def idle(self, now: float) -> bool:
+        """Whether it would admit whatever comes now, and has nothing to count for it: then whole chunks pass
+        it by, and it hears of each of their outcomes by `passed` or, if that is no success, by `settle`."""
+        ...
+
+    def passed(self, count: int, now: float) -> None:
+        """So many items that passed it by have ended well."""
+        ...
