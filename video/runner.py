@@ -25,7 +25,9 @@ from video.batch import AT_HAND, Batch, Opened, is_coroutine_function
 from video.config import BackendType, ParallelConfig
 from video.errors import BackendUnavailable, BatchFailed, ConfigError, ItemCancelled, NotPicklable
 from video.events import Event, Kind, Observer, emit, logger
+from video.gate import Gate
 from video.outcome import Outcome
+from video.policies.base import Policy
 from video.selector import Decision
 
 if TYPE_CHECKING:
@@ -57,6 +59,9 @@ class How(TypedDict, total=False):
     processes), or "io" (it waits). With `cost`, AUTO need not measure; one of them alone changes nothing."""
     cost: float | None
     """Seconds that an item takes."""
+    key: Callable[[Any], str] | None
+    """Of an item, what it uses and others use too (a host, a service): breakers and rate limits are kept for
+    each. Called in the caller's own process."""
 
 
 class Runner:
@@ -64,12 +69,22 @@ class Runner:
 
     May be used from several threads at once, and as a context manager.
 
+    :param observers: told of every event, in all batches.
+    :param policies: what decides whether, when and how often an item runs (`video.policies`), in their order;
+        all batches of this runner share them.
+
     >>> with Runner(ParallelConfig(backend="thread", max_workers=2)) as runner:
     ...     [outcome.value for outcome in runner.map(len, ["a", "bb", "ccc"])]
     [1, 2, 3]
     """
 
-    def __init__(self, config: ParallelConfig | None = None, *, observers: Iterable[Observer] = ()) -> None:
+    def __init__(
+        self,
+        config: ParallelConfig | None = None,
+        *,
+        observers: Iterable[Observer] = (),
+        policies: Iterable[Policy] = (),
+    ) -> None:
         if config is not None and not isinstance(config, ParallelConfig):
             raise ConfigError(
                 f"config is {config!r}",
@@ -77,6 +92,7 @@ class Runner:
             )
         self.config = config or ParallelConfig()
         self._observers = tuple(observers)
+        self._policies = tuple(policies)
         self._opening = Lock()
         self._open: dict[tuple[str, int, int], tuple[Executor, Traits]] = {}
         """Engines that are warm, by name, width, and the batch that has it for itself (0: all may use it)."""
@@ -256,7 +272,8 @@ class Runner:
         # While the caller's thread runs an item, nobody can be handed another's outcome; what is drawn or
         # observed would be so in a strange thread; and it is no worker that could be prepared.
         prepared = self.config.initializer is not None or self.config.finalizer is not None
-        here = here and ordered and type(items) in AT_HAND and not self._observers and not prepared
+        watched = self._observers or self._policies
+        here = here and ordered and type(items) in AT_HAND and not watched and not prepared
         auto = self._auto(task, how, here) if choice.measure else None
         opened = Opened(*self._engine(choice)) if auto is None else auto.first()
         if is_coroutine_function(task) and not opened.traits.coroutines:
@@ -274,8 +291,9 @@ class Runner:
             logger.info("%s", decision.line)
         else:
             self._latest = lambda: auto.decision
+        gate = Gate(self._policies, how.get("key")) if self._policies else None
         batch: Batch[R] = Batch(
-            self, task, items, total, opened, self.config, ordered, self._observers, prefetch, auto
+            self, task, items, total, opened, self.config, ordered, self._observers, prefetch, auto, gate
         )
         with self._opening:
             self._running.add(batch)
