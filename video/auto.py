@@ -115,6 +115,9 @@ class Auto:
         """To the interpreter's lock, since progress is not what it should be."""
         self._watched = _Watched()
         self._looks = 0
+        self._predicted: tuple[Measured, int | None, tuple[Candidate, ...], Machine] | None = None
+        """What was predicted for the first decision, and from what: a short batch is over before it could be
+        predicted twice."""
         self.check_at = self._began + LOOKS[0]
 
     @property
@@ -247,8 +250,11 @@ class Auto:
         if self._known is not None or progress.left is None or measured is None or not measured.items:
             return None
         measured = selector.at_best(measured)
-        best, _ = selector.decide(self._candidates(measured, progress.left)[0])
-        return measured if best.backend == "serial" else None
+        candidates, machine = self._candidates(measured, progress.left)
+        if selector.decide(candidates)[0].backend != "serial":
+            return None
+        self._predicted = measured, progress.left, candidates, machine
+        return measured
 
     def _enough(self, probe: Probe) -> bool:
         """Whoever holds the lock has had to let go of it."""
@@ -263,6 +269,9 @@ class Auto:
         return self._take(now, progress, measured, more)
 
     def _candidates(self, measured: Measured, left: int | None) -> tuple[tuple[Candidate, ...], Machine]:
+        predicted, self._predicted = self._predicted, None
+        if predicted is not None and predicted[:2] == (measured, left):
+            return predicted[2:]
         machine = Machine(self._cpus, free_memory())
         asked = dataclasses.replace(self._asked, left=left)
         engines = self._engines(measured.wall * _count(left, measured))

@@ -357,8 +357,9 @@ def free_memory() -> float:
     """Bytes that this process may still fill: of the system, or of its control group where that has less."""
     free = [float("inf")]
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            free += [int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")]
+        with open("/proc/meminfo", "rb", buffering=0) as file:
+            # It stands in the third line; to read and divide all fifty of them takes ten times as long.
+            free.append(int(file.read(256).partition(b"MemAvailable:")[2].split()[0]) * 1024)
     except (OSError, ValueError, IndexError):
         pass
     try:
