@@ -19,8 +19,14 @@ from hypothesis import strategies as st
 from tests.conftest import shared
 from tests.http_server import File, serve, write_streams
 from tests.media_files import numbers, tone, write_audio, write_video
-from video import ParallelConfig, VideoClipProcessor, VideoClipRequest, create_high_performance_processor
-from video.errors import ConfigError
+from video import (
+    ParallelConfig,
+    VideoClipProcessor,
+    VideoClipRequest,
+    VideoClipResponse,
+    create_high_performance_processor,
+)
+from video.errors import ConfigError, SourceNotFound
 from video.media.probe import measure, probe
 from video.processors.clip import ClipPreview, from_key_frame
 
@@ -291,6 +297,46 @@ def test_a_video_that_fails_for_no_reason_of_its_own_is_named(samples: list[Path
     assert response.error is not None
     assert response.error.type == "ItemTimeout"
     assert "coast.mp4" in response.error.message
+
+
+def test_an_error_handler_says_what_the_response_to_a_failure_is(samples: list[Path], tmp_path: Path) -> None:
+    asked: list[tuple[BaseException, object]] = []
+
+    def handler(error: BaseException, request: object) -> VideoClipResponse:
+        asked.append((error, request))
+        return VideoClipResponse(source="replaced", success=False)
+
+    requests = [{"source": str(samples[0]), "output_dir": tmp_path}, "missing.mp4", {"source": 3}]
+    with VideoClipProcessor(ParallelConfig(backend="thread")) as one:
+        one.set_error_handler(handler)
+        responses = one.process_batch_parallel(requests)
+        assert [response.source for response in responses] == [str(samples[0]), "replaced", "replaced"]
+        assert [request for _, request in asked] == ["missing.mp4", {"source": 3}]
+        assert isinstance(asked[0][0], SourceNotFound)
+        one.set_error_handler(None)
+        assert one.process_batch_parallel(["missing.mp4"])[0].source == "missing.mp4"
+
+
+@pytest.mark.parametrize("how", ["raises", "returns nothing"])
+def test_an_error_handler_that_fails_breaks_nothing(
+    how: str, samples: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    def handler(error: BaseException, request: object) -> None:
+        if how == "raises":
+            raise ZeroDivisionError
+
+    with VideoClipProcessor(ParallelConfig(backend="thread")) as one:
+        one.set_error_handler(handler)
+        (response,) = one.process_batch_parallel(["missing.mp4"])
+    assert not response.success
+    assert response.error is not None
+    assert response.source == "missing.mp4"
+    assert ("error handler failed" in caplog.text) == (how == "raises")
+
+
+def test_an_error_handler_that_cannot_be_called_is_refused(processor: VideoClipProcessor) -> None:
+    with pytest.raises(ConfigError, match="error handler"):
+        processor.set_error_handler("log")  # type: ignore[arg-type]
 
 
 def test_a_single_request_instead_of_a_list_is_refused(

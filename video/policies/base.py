@@ -1,4 +1,4 @@
-"""What a policy is: it decides before and after each attempt of an item, on the caller's side of every engine.
+"""What a policy is: it decides before and after each attempt of an item, on the caller's side of any engine.
 
 Policies never sleep and never read a clock: `now` is passed in (`time.monotonic()` in a batch), so that each
 is tested with plain numbers, and an item that waits holds no worker. They stand in a row. `admit` is asked
@@ -35,8 +35,8 @@ class Job:
         self.deadline: float | None = None
         """Once this time is reached it is not tried again; None: not set yet."""
         self.notes: dict[str, Any] = {}
-        """What policies have to remember of it, by their names. Its index will not do: several batches may share a
-        policy."""
+        """What policies have to remember of it, by their names. Its index will not do: several batches may
+        share a policy."""
 
 
 class Policy(Protocol):

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from video.config import BackendType, ParallelConfig
 from video.errors import ConfigError, VideoError
-from video.events import Observer
+from video.events import Observer, logger
 from video.outcome import Outcome
 from video.plan import Choice
 from video.runner import Runner
@@ -71,6 +71,32 @@ class Processor(ABC, Generic[Request, Response]):
         self.validation_reasons: list[str | None] = []
         """For each request of the last `validate_batch`: None, or why it is not valid."""
         self.runner = Runner(self.config, observers=observers)
+        self._error_handler: Callable[[BaseException, Any], Response | None] | None = None
+
+    def set_error_handler(self, handler: Callable[[BaseException, Any], Response | None] | None) -> None:
+        """Have `handler(error, request)` say what the response to a request that failed is.
+
+        It is called in the caller's own process, once for each request that has failed for good, in input
+        order, as its turn comes. What it returns stands in place of the usual response; None leaves that as
+        it is, and so does a handler that raises, which is logged.
+
+        :param handler: the request is as it was passed in; None: no handler any more.
+        :raises ConfigError: if it cannot be called.
+        """
+        if handler is not None and not callable(handler):
+            raise ConfigError(
+                f"the error handler is {handler!r}", cure="It takes a function of an error and a request."
+            )
+        self._error_handler = handler
+
+    def handled(self, error: BaseException, request: Any) -> Response | None:
+        """What the error handler makes of a failure; None: nothing."""
+        handler = self._error_handler
+        try:
+            return None if handler is None else handler(error, request)
+        except Exception:  # noqa: BLE001  # the user's own, which must not end the batch
+            logger.exception("the error handler failed over %s", readable(str(error)))
+            return None
 
     def process_batch_parallel(
         self,
@@ -221,7 +247,8 @@ class _Batch(Generic[Request, Response]):
         }
         self._processor = processor
         self._choice = choice
-        self._asked: dict[int, tuple[str, Request | None]] = {}
+        self._asked: dict[int, tuple[Any, str, Request | None]] = {}
+        """Each request as it was passed in, what it is about, and as it was understood."""
         self._names = Names()
         if isinstance(requests, Sequence):
             self._names.inputs.update(map(_real_path, requests))
@@ -233,16 +260,20 @@ class _Batch(Generic[Request, Response]):
                 request = self._processor.request(raw)
                 job = self._processor.prepare(request, self._names)
             except VideoError as error:
-                self._asked[index] = _source(raw), None
+                self._asked[index] = raw, _source(raw), None
                 yield error
             else:
-                self._asked[index] = _source(request), request
+                self._asked[index] = raw, _source(request), request
                 yield job
 
     def response(self, outcome: Outcome[Any]) -> Response:
-        source, request = self._asked.pop(outcome.index)
+        raw, source, request = self._asked.pop(outcome.index)
         if request is None:
             outcome = dataclasses.replace(outcome, attempts=0, seconds=0.0)
+        if outcome.error is not None:
+            response = self._processor.handled(outcome.error, raw)
+            if response is not None:
+                return response
         # What it runs on by now: another engine may have had to take over.
         choice = self._processor.runner.explain() or self._choice
         return self._processor.respond(source, request, outcome, choice)
