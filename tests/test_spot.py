@@ -27,7 +27,7 @@ def differences(
     task: Callable[[Any], Any], items: list[Any], outcomes: Iterable[Outcome[Any]], count: int = 100
 ) -> dict[int, tuple[Any, Any]]:
     checks = SpotChecks(task, count)
-    checks.drew(0, items)
+    checks.drew(range(len(items)), items)
     checks.finished(outcomes)
     return dict(checks.differences())
 
@@ -42,7 +42,8 @@ def chosen(seed: int, count: int, items: int, chunk: int) -> list[int]:
     checks = SpotChecks(lambda item: item, count)
     checks._random = random.Random(seed)
     for first in range(0, items, chunk):
-        checks.drew(first, range(first, min(first + chunk, items)))
+        some = range(first, min(first + chunk, items))
+        checks.drew(some, some)
     checks.finished(Outcome(index, "wrong", None) for index in range(items))
     return [index for index, _ in checks.differences()]
 
@@ -76,7 +77,7 @@ def test_no_more_items_and_results_are_kept_than_are_to_be_checked() -> None:
 
     checks = SpotChecks(lambda item: item, 3)
     for index in range(500):
-        checks.drew(index, [thing()])
+        checks.drew([index], [thing()])
         checks.finished([Outcome(index, thing(), None)])
     gc.collect()
     assert len(alive) == 6

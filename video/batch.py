@@ -13,7 +13,7 @@ import os
 import queue
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Lock
@@ -109,6 +109,7 @@ class Batch(Generic[R]):
         prefetch: bool = True,
         pilot: Pilot | None = None,
         gate: Gate | None = None,
+        order: Sequence[int] | None = None,
     ) -> None:
         self._owner = owner  # a caller may keep only the stream; without its runner the workers would end
         self._items = iter(items)
@@ -129,7 +130,7 @@ class Batch(Generic[R]):
         self._coroutine = is_coroutine_function(task)
         self._engine = self._place(opened)
         rules, sizes = self._rules(opened, ordered)
-        self._reducer = Reducer(rules, sizes, total, gate)
+        self._reducer = Reducer(rules, sizes, total, gate, order)
         self._checks = SpotChecks(task, config.spot_check) if config.spot_check else None
         self._held: dict[int, tuple[Future[Any], _Place]] = {}
         """What engines have, by lease."""
@@ -323,7 +324,7 @@ class Batch(Generic[R]):
         except Exception as error:  # noqa: BLE001  # it is the caller's, and is raised to him at the end
             self._input_error, self._reducer.ended = error, True
         if self._checks is not None:
-            self._checks.drew(self._reducer.drawn, items)
+            self._checks.drew(self._reducer.upcoming(len(items)), items)
         return items
 
     def _draw_patiently(self, size: int, items: list[Any]) -> bool:
@@ -486,7 +487,7 @@ class Batch(Generic[R]):
             f"item {failed.index} failed, which ends the batch ({described(reason)})",
             failed=failed.index,
             outcomes=outcomes,
-            done=sorted(set(range(reducer.drawn)).difference(running, waiting)),
+            done=sorted(set(reducer.drawn_indexes()).difference(running, waiting)),
             running=running,
             waiting=sorted(waiting),
         )

@@ -101,9 +101,17 @@ class Reducer:
     :param sizes: how large the next chunk is to be; told what items took.
     :param total: number of items, or None if nobody knows.
     :param gate: where its policies stand.
+    :param order: indexes of the items in the order in which they are drawn, all of them; None: 0, 1, 2, ...
     """
 
-    def __init__(self, rules: Rules, sizes: ChunkSizes, total: int | None, gate: Gate | None = None) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        sizes: ChunkSizes,
+        total: int | None,
+        gate: Gate | None = None,
+        order: Sequence[int] | None = None,
+    ) -> None:
         self.rules = rules
         self.drawn = 0
         self.handed = 0
@@ -130,6 +138,7 @@ class Reducer:
         """Outcomes in runs of consecutive items, by the first one's index."""
         self._unordered: list[list[Outcome[Any]]] = []
         self._gate = gate
+        self._order = order
         self._now = 0.0
         """`time.monotonic()` of what happens."""
         self._look_at = float("inf")
@@ -200,6 +209,9 @@ class Reducer:
             return self._lease(back, now)
         lookahead = rules.lookahead or plan.usual_lookahead(rules.width, self._sizes.next(None))
         free = lookahead - (self.drawn - self.handed)
+        if self._order is not None and rules.ordered:
+            # The first one's turn may come last, and all items are there anyway.
+            free = max(1, len(self._order))
         if self.ended or free < 1:
             return 0
         left = None if self._total is None else max(1, self._total - self.drawn)
@@ -216,6 +228,15 @@ class Reducer:
         """The lease that has this item."""
         return next((lease for lease in self._leases.values() if index in lease.indexes), None)
 
+    def upcoming(self, count: int) -> Sequence[int]:
+        """Indexes of the items that are drawn next."""
+        ahead = range(self.drawn, self.drawn + count)
+        return ahead if self._order is None else self._order[ahead.start : ahead.stop]
+
+    def drawn_indexes(self) -> Sequence[int]:
+        """Indexes of the items that were drawn."""
+        return range(self.drawn) if self._order is None else self._order[: self.drawn]
+
     # What has happened
 
     def drew(self, items: list[Any], now: float) -> Lease | None:
@@ -224,16 +245,16 @@ class Reducer:
         :return: what of them may go to the engine now; None: nothing.
         """
         self._now = now
-        first, self.drawn = self.drawn, self.drawn + len(items)
-        indexes = range(first, self.drawn)
+        indexes = self.upcoming(len(items))
+        self.drawn += len(items)
         if self._gate is not None and not self._gate.idle(now):
             places = [
-                place for place, item in enumerate(items) if self._admit(self._gate, first + place, item)
+                place for place, item in enumerate(items) if self._admit(self._gate, indexes[place], item)
             ]
             if not places:
                 return None
             if len(places) < len(items):
-                some = Waiting([first + place for place in places], [items[place] for place in places])
+                some = Waiting([indexes[place] for place in places], [items[place] for place in places])
                 return self._lease(some, now)
         return self._lease(Waiting(indexes, items), now)
 

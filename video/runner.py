@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sized
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from types import TracebackType
@@ -37,6 +37,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+ORDERS = ("input", "shortest", "longest")
 CALIBRATED_FROM = 20.0
 """Seconds of work of which the half second that measuring the engines takes is a small part."""
 
@@ -57,8 +58,13 @@ class How(TypedDict, total=False):
     kind: str | None
     """What an item mostly does: "python", "native" (C code that releases the interpreter's lock, or child
     processes), or "io" (it waits). With `cost`, AUTO need not measure; one of them alone changes nothing."""
-    cost: float | None
-    """Seconds that an item takes."""
+    cost: float | Callable[[Any], float] | None
+    """Seconds that an item takes. Or a function of an item, in any unit: what each takes in comparison with
+    the others, for `order`."""
+    order: str
+    """In which order items run: "input" (the default), or by their `cost`: "shortest" first, so that most of
+    them are done soon, or "longest" first, so that no worker is left with a long one at the end. The input is
+    then read to its end first. Outcomes have their places in either case."""
     key: Callable[[Any], str] | None
     """Of an item, what it uses and others use too (a host, a service): breakers and rate limits are kept for
     each. Called in the caller's own process."""
@@ -267,7 +273,10 @@ class Runner:
         if how.get("total") is None and isinstance(items, Sized):
             how["total"] = len(items)
         total = how.get("total")
-        selector.declared(how.get("kind"), how.get("cost"))  # what is wrong in it is said on every engine
+        selector.declared(how.get("kind"), _seconds(how))  # what is wrong in it is said on every engine
+        items, order = _in_order(items, how.get("order", "input"), how.get("cost"))
+        if order is not None:
+            how["total"] = total = len(order)
         choice = self.choose(task, **how)
         # While the caller's thread runs an item, nobody can be handed another's outcome; what is drawn or
         # observed would be so in a strange thread; and it is no worker that could be prepared.
@@ -291,9 +300,22 @@ class Runner:
             logger.info("%s", decision.line)
         else:
             self._latest = lambda: auto.decision
-        gate = Gate(self._policies, how.get("key")) if self._policies else None
+        cost = how.get("cost")
+        weigh = cost if callable(cost) else None
+        gate = Gate(self._policies, how.get("key"), weigh) if self._policies else None
         batch: Batch[R] = Batch(
-            self, task, items, total, opened, self.config, ordered, self._observers, prefetch, auto, gate
+            self,
+            task,
+            items,
+            total,
+            opened,
+            self.config,
+            ordered,
+            self._observers,
+            prefetch,
+            auto,
+            gate,
+            order,
         )
         with self._opening:
             self._running.add(batch)
@@ -340,7 +362,7 @@ class Runner:
         from video import profiles
 
         key = profiles.key(task)
-        known = selector.declared(how.get("kind"), how.get("cost"))
+        known = selector.declared(how.get("kind"), _seconds(how))
         if known is None and key is not None:
             known = profiles.load(key)
         return key, known
@@ -422,6 +444,33 @@ class Runner:
             backend = registry.backends.get(choice.backend)(self.config)
             self._open[key] = backend.open(choice.workers), backend.traits
         return self._open[key]
+
+
+def _seconds(how: How) -> float | None:
+    """What an item takes, where the caller says it of all."""
+    cost = how.get("cost")
+    return None if callable(cost) else cost
+
+
+def _in_order(
+    items: Iterable[T], order: str, cost: float | Callable[[Any], float] | None
+) -> tuple[Iterable[T], Sequence[int] | None]:
+    """The items as they are to be drawn, and the place of each in the input; None: as they come.
+
+    :raises ConfigError: for an unknown order, or one by a cost that nobody can say.
+    """
+    if order not in ORDERS:
+        raise ConfigError(f"order is {order!r}", cure=f"It takes one of {', '.join(ORDERS)}.")
+    if order == "input":
+        return items, None
+    if not callable(cost):
+        raise ConfigError(
+            f"order is {order!r}, and cost is {cost!r}", cure="Pass cost=, a function of an item."
+        )
+    items = list(items)
+    costs = [cost(item) for item in items]
+    places = sorted(range(len(items)), key=costs.__getitem__, reverse=order == "longest")
+    return [items[place] for place in places], places
 
 
 class EngineReplacedWarning(RuntimeWarning):

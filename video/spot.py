@@ -29,17 +29,18 @@ class SpotChecks:
         self._task = task
         self._count = count
         self._random = random.Random()  # noqa: S311  # a sample, not a secret
+        self._drawn = 0
         self._items: dict[int, Any] = {}
         self._chosen: list[int] = []
         self._outcomes: dict[int, Outcome[Any]] = {}
 
-    def drew(self, first: int, items: Sequence[Any]) -> None:
-        """:param first: index of the first of the items."""
-        for index, item in enumerate(items, first):
+    def drew(self, indexes: Sequence[int], items: Sequence[Any]) -> None:
+        for index, item in zip(indexes, items, strict=True):
+            self._drawn += 1
             if len(self._chosen) < self._count:
                 self._chosen.append(index)
             else:
-                place = self._random.randint(0, index)
+                place = self._random.randrange(self._drawn)
                 if place >= self._count:
                     continue
                 replaced = self._chosen[place]
