@@ -484,16 +484,6 @@ def test_a_suspect_that_is_innocent_has_run_twice() -> None:
     assert attempts(outcomes) == [2, 2, 2]
 
 
-def test_runs_that_an_engine_made_by_itself_are_counted() -> None:
-    reducer = batch(size=2, total=4)
-    one, other = lease(reducer), lease(reducer)
-    reducer.returned(one.number, whole(one)._replace(before=2))
-    again = vanished()
-    again.finished = again.finished._replace(before=1)
-    reducer.lost(other.number, again)
-    assert attempts(drive(reducer, 4)) == [3, 3, 3, 3]
-
-
 def test_a_suspect_whose_worker_dies_while_it_is_alone_is_the_culprit() -> None:
     reducer = suspects()
     answer(reducer, lease(reducer))

@@ -271,7 +271,6 @@ class Reducer:
             self.lost(number, RemoteError("its engine answered for more items than it was given"), now)
             return
         self._sizes.observe(ran.seconds)
-        self._charge(lease, ran.before)
         self._keep(lease, ran)
         if last and len(ran.values) == len(lease.items):
             self._close(lease)
@@ -289,7 +288,6 @@ class Reducer:
             return
         lost = error if isinstance(error, ChunkLost) else None
         if lost is not None:
-            self._charge(lease, lost.finished.before)
             self._keep(lease, lost.finished)
             self._settle(lease, lost.finished)
             error = lost.error
@@ -535,12 +533,6 @@ class Reducer:
 
     def _record(self, index: int) -> Record:
         return self._records.setdefault(index, Record())
-
-    def _charge(self, lease: Lease, times: int) -> None:
-        """Its items may have run so often before, with nothing to show for it."""
-        if times:
-            for position in self._left(lease):
-                self._record(lease.indexes[position]).attempts += times
 
     def _fail(self, index: int, item: Any, error: BaseException, seconds: float = 0.0, *, ran: bool) -> None:
         record = self._records.pop(index, None) or Record()

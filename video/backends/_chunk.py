@@ -36,11 +36,9 @@ if TYPE_CHECKING:
         """Where the values belong in the chunk; None: the first is the chunk's first, and so on."""
         notes: Sequence[Any] = ()
         """Logs, prints and warnings of the items, where no pipe carries them (`_forward`)."""
-        before: int = 0
-        """How often the engine had run the whole chunk before, for what came of it to be lost."""
 
 else:
-    Ran = namedtuple("Ran", "values seconds errors positions notes before", defaults=(None, (), 0))
+    Ran = namedtuple("Ran", "values seconds errors positions notes", defaults=(None, ()))
 
 
 class ChunkLost(Exception):

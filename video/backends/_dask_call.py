@@ -23,16 +23,19 @@ from video.backends import _pickling
 from video.backends._chunk import Ran, portable
 from video.errors import NotPicklable
 
-CONFIRM_SECONDS = 5.0
-"""How long a call waits at most until the scheduler has heard of it; mostly that takes a millisecond."""
+CONFIRM_SECONDS = 30.0
+"""How long a call waits at most until the scheduler lets it begin; mostly that takes a millisecond."""
+KEPT = 100_000
+"""So many calls ago, none can still be on its way."""
 GRACE_SECONDS = 0.5
 """How long a call that is given up may take to end by itself, before its worker is killed."""
 
 TAKEN, BEGAN, ENDED, REPORT, MADE, GONE = range(6)
 """Events of a call: its worker has it, and imports what it needs (only with a time limit, which excludes
 that); it begins; its result is on its way; how far it is; a file that is unfinished, or no longer."""
-DONE, FAILED, UNREADABLE, BROKEN = range(4)
-"""Answers: a result; an error; the call did not unpickle; the worker's initializer failed."""
+DONE, FAILED, UNREADABLE, BROKEN, REFUSED = range(5)
+"""Answers: a result; an error; the call did not unpickle; the worker's initializer failed; it had begun
+before, on a worker that is dead."""
 
 
 class Parcel:
@@ -158,17 +161,18 @@ class _Slot(scope.Slot):
         )
 
 
-def _confirm(worker: Any, topic: str, event: tuple[Any, ...]) -> None:
-    """Tell the scheduler, and wait until it says that it has heard.
+def _may_begin(worker: Any, topic: str, number: int, address: str) -> bool:
+    """Ask the scheduler, which then has heard of it.
 
     What a worker only sends can be lost with it: whoever writes to a dead one finds the connection broken,
     and drops what was still to be read from it. And foreign code may keep the interpreter's lock from now on.
     """
-    told = asyncio.run_coroutine_threadsafe(
-        worker.scheduler.log_event(topic=topic, msg=event), worker.loop.asyncio_loop
-    )
-    with contextlib.suppress(Exception):  # a scheduler that is lost is the caller's to notice
-        told.result(CONFIRM_SECONDS)
+    ask = getattr(worker.scheduler, _begin(topic))
+    asked = asyncio.run_coroutine_threadsafe(ask(number=number, address=address), worker.loop.asyncio_loop)
+    try:
+        return bool(asked.result(CONFIRM_SECONDS))
+    except Exception:  # noqa: BLE001  # a scheduler that is lost is the caller's to notice
+        return False
 
 
 def run_call(about: tuple[str, int, bool, bool], call: Parcel | bytes) -> Parcel:
@@ -185,8 +189,8 @@ def run_call(about: tuple[str, int, bool, bool], call: Parcel | bytes) -> Parcel
         address = worker.contact_address or worker.address
         if timed:
             tell(TAKEN, address)
-        else:
-            _confirm(worker, topic, (BEGAN, number, address))
+        elif not _may_begin(worker, topic, number, address):
+            return Parcel(REFUSED, b"")
         if hooked and (hooks := _hooks.get(topic)) is not None:
             try:
                 hooks.prepare()
@@ -197,8 +201,8 @@ def run_call(about: tuple[str, int, bool, bool], call: Parcel | bytes) -> Parcel
         except BaseException:  # noqa: BLE001  # unpickling runs foreign code, which may raise anything
             return Parcel(UNREADABLE, traceback.format_exc().encode("utf-8", "replace"))
         del call
-        if timed:
-            _confirm(worker, topic, (BEGAN, number, address))
+        if timed and not _may_begin(worker, topic, number, address):
+            return Parcel(REFUSED, b"")
         try:
             with scope.entered(slot):
                 result = fn(*args)
@@ -262,6 +266,32 @@ def kill_tree(pid: int) -> None:
                 one.kill()
 
 
+def _begin(topic: str) -> str:
+    """What the scheduler is asked by a call that is to begin."""
+    return f"begin_{topic}"
+
+
+def open_topic(topic: str, dask_scheduler: Any) -> None:
+    """In a scheduler: let each call begin once, and tell of it.
+
+    A result that dies with its worker, the scheduler would have made anew, of its own accord and uncounted,
+    even where the caller has it already and has only not yet said so.
+    """
+    begun: set[int] = set()
+
+    def begin(number: int, address: str) -> bool:
+        if number in begun:
+            return False
+        begun.add(number)
+        if len(begun) > 2 * KEPT:
+            begun.difference_update([one for one in begun if one < number - KEPT])
+        dask_scheduler.log_event(topic, (BEGAN, number, address))
+        return True
+
+    dask_scheduler.handlers[_begin(topic)] = begin
+
+
 def forget_topic(topic: str, dask_scheduler: Any) -> None:
     """In a scheduler: the last events of each topic are kept for ever."""
+    dask_scheduler.handlers.pop(_begin(topic), None)
     dask_scheduler._broker._topics.pop(topic, None)

@@ -48,6 +48,7 @@ from video.backends._dask_call import (
     GONE,
     GRACE_SECONDS,
     MADE,
+    REFUSED,
     REPORT,
     TAKEN,
     UNREADABLE,
@@ -56,6 +57,7 @@ from video.backends._dask_call import (
     end_worker,
     forget_topic,
     hooks_plugin,
+    open_topic,
     parcel_of,
     run_call,
 )
@@ -139,9 +141,8 @@ class _Call(Future[Any]):
         self.address: str | None = None
         """Of the worker that it began on."""
         self.started: float | None = None
-        self.runs = 0
-        """How often it began since it was sent: a result that is lost with its worker, the cluster makes anew
-        by itself."""
+        self.confirmed = False
+        """The scheduler has heard that it begins."""
         self.resent = 0
         self.dropped = False
         """It is given up; its future will soon say so."""
@@ -296,11 +297,6 @@ class DaskExecutor:
                 error = failure.for_caller()
             except BaseException as failure:  # noqa: BLE001  # it belongs to the call, not to this thread
                 error = failure
-        if call.runs > 1:
-            if isinstance(value, Ran):
-                value = value._replace(before=call.runs - 1)
-            elif isinstance(error, ChunkLost):
-                error.finished = error.finished._replace(before=call.runs - 1)
         call.finish(value, error)
 
     def _send_by_value(self, call: _Call) -> bool:
@@ -386,7 +382,7 @@ class DaskExecutor:
             return
         call.number = number = next(self._numbers)
         call.address = call.started = None
-        call.runs = 0
+        call.confirmed = False
         about = (self._topic, number, self._config.timeout is not None, bool(self._hooks))
         try:
             # One group of keys: so the scheduler keeps back what no worker is free for.
@@ -443,10 +439,7 @@ class DaskExecutor:
                 return None
             return _chunk_lost("the cluster has dropped it", certain=False)
         if isinstance(error.__cause__ or error, ImportError):
-            return _unavailable(
-                f"it cannot run the call ({described(error.__cause__ or error)})",
-                cure="Install this package, and what the task needs, on its scheduler and workers.",
-            )
+            return _without_us(error.__cause__ or error)
         return _unavailable(f"it cannot run the call ({described(error)})")
 
     def _answer(self, call: _Call, answer: Parcel | None, error: BaseException | None) -> None:
@@ -466,12 +459,12 @@ class DaskExecutor:
                 self._end_on(more[0], number)
         elif what == TAKEN:
             call.address = more[0]
-            if not call.runs:  # the two events come on different ways, and this one may be the later
+            if not call.confirmed:  # the two events come on different ways, and this one may be the later
                 call.started = now + LOAD_SECONDS
         elif what == BEGAN:
             call.address = more[0]
             call.started = now
-            call.runs += 1
+            call.confirmed = True
         elif what == ENDED:
             call.started = now + TRANSFER_SECONDS
         elif what == REPORT and call.listener is not None:
@@ -576,12 +569,15 @@ class DaskExecutor:
             threads = await asyncio.wait_for(self._client.nthreads(), CONNECT_SECONDS)
             self._had_workers = bool(threads)
             self._most_sent = SENT_EACH * max(self._workers, sum(threads.values()))
+            await asyncio.wait_for(self._client.run_on_scheduler(open_topic, self._topic), CONNECT_SECONDS)
             self._client.subscribe_topic(self._topic, self._hear)
             if self._hooks:
                 plugin = hooks_plugin(self._topic, self._hooks)
                 await asyncio.wait_for(
                     self._client.register_plugin(plugin, name=self._topic), CONNECT_SECONDS
                 )
+        except ImportError as error:
+            raise _without_us(error) from error
         except Exception as error:
             raise _unavailable(f"its scheduler does not answer ({described(error)})") from error
 
@@ -776,6 +772,8 @@ class _Unreadable(Exception):
 
 def _value(answer: Parcel) -> Any:
     """The result of a call; raises what it raised."""
+    if answer.what == REFUSED:
+        raise _chunk_lost("its worker died, and its result with it", certain=False)
     if answer.what == UNREADABLE:
         raise _Unreadable(bytes(answer.body).decode("utf-8", "replace"))
     try:
@@ -795,6 +793,13 @@ def _value(answer: Parcel) -> Any:
 
 def _chunk_lost(words: str, *, certain: bool = True) -> ChunkLost:
     return ChunkLost(WorkerDied(words), Ran([], [], []), certain=certain)
+
+
+def _without_us(error: BaseException) -> BackendUnavailable:
+    return _unavailable(
+        f"it cannot run the call ({described(error)})",
+        cure="Install this package, and what the task needs, on its scheduler and workers.",
+    )
 
 
 def _unavailable(words: str, cure: str = "Look at its scheduler and workers.") -> BackendUnavailable:
