@@ -235,6 +235,8 @@ class Batch(Generic[R]):
                 if reducer.leased or reducer.waits or self._paused:
                     self._wait(block=not room)
                 if due := self._due():
+                    if self._gate is not None:
+                        self._gate.flush()
                     yield due
                 if reducer.finished:
                     break
@@ -249,7 +251,7 @@ class Batch(Generic[R]):
             self._leave()
             if self._gate is not None and os.getpid() == self._pid:
                 with self._lock:
-                    self._gate.leave(time.monotonic())
+                    self._gate.leave(time.monotonic(), reducer.drawn if reducer.ended else None)
             if pilot is not None:
                 pilot.close()
             self._tell(Kind.BATCH_FINISHED, total=reducer.handed, seconds=time.perf_counter() - started)

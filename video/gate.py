@@ -8,6 +8,7 @@ of it passes them before the caller has it. Pure: time comes in, waits and answe
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -34,16 +35,47 @@ class Gate:
         cost: Callable[[Any], float] | None = None,
     ) -> None:
         self._policies = tuple(policies)
+        first: Any = self._policies[0] if self._policies else None
+        self._chunks: Callable[[Sequence[Job]], dict[int, Outcome[Any]]] | None = getattr(
+            first, "begin_many", None
+        )
+        self._keepers: list[Any] = [one for one in self._policies if hasattr(one, "flush")]
         self._key = key
         self._cost = cost
         self._jobs: dict[int, Job] = {}
         """Of items that were looked at one by one, and have no outcome yet."""
+        self._foreseen: dict[int, Outcome[Any] | None] = {}
+        """What a policy that looks at whole chunks has said of an item already."""
         self._later: list[tuple[float, int, Any, bool]] = []
         """(when to look again, index, item, whether it is to run alone), soonest first."""
 
     def idle(self, now: float) -> bool:
         """Whether a whole chunk may pass unseen."""
         return all(policy.idle(now) for policy in self._policies)
+
+    def foresee(self, indexes: Sequence[int], items: Sequence[Any]) -> None:
+        """Items are about to be admitted one by one: what looks at whole chunks does so now, which is cheaper
+        for all at once.
+
+        :raises StoreError: if it cannot be written down that they begin; then they must not.
+        """
+        if self._chunks is None:
+            return
+        jobs = []
+        for index, item in zip(indexes, items, strict=True):
+            with contextlib.suppress(Exception):  # the caller's key: `admit` meets it again, and says so
+                job = self._jobs[index] = self._job(index, item)
+                jobs.append(job)
+        answers = self._chunks(jobs)
+        self._foreseen = {job.index: answers.get(job.index) for job in jobs}
+
+    def flush(self) -> None:
+        """What has ended is about to be handed out: so it must be kept.
+
+        :raises StoreError: if it cannot be.
+        """
+        for policy in self._keepers:
+            policy.flush()
 
     def admit(self, index: int, item: Any, attempts: int, now: float, *, alone: bool = False) -> Verdict:
         """None: it may run now, and what it takes is taken. A number: it waits here, to be looked at again
@@ -57,7 +89,10 @@ class Gate:
         job.attempts = attempts
         for place, policy in enumerate(self._policies):
             try:
-                verdict = policy.admit(job, now)
+                if place == 0 and index in self._foreseen:
+                    verdict: Verdict = self._foreseen.pop(index)
+                else:
+                    verdict = policy.admit(job, now)
             except Exception as error:  # noqa: BLE001  # a key function, a store: it costs this item alone
                 verdict = Outcome(index, None, _failed(policy, error), attempts, origin=policy.name)
             if verdict is None:
@@ -91,14 +126,24 @@ class Gate:
             job = self._jobs[index] = Job(index, item)
         self._wait(job, now, alone=True)
 
-    def leave(self, now: float) -> None:
-        """The batch ends: what has been admitted and has no outcome gives back what it took."""
+    def leave(self, now: float, total: int | None = None) -> None:
+        """The batch ends: what has been admitted and has no outcome gives back what it took.
+
+        :param total: items of the input, if all were drawn.
+        """
         waiting = set(self.waiting())
         for index, job in list(self._jobs.items()):
             if index not in waiting:
                 self._withdraw(job, now, self._policies)
         self._jobs.clear()
         self._later.clear()
+        for policy in self._keepers:
+            try:
+                if total is not None:
+                    policy.set_total(total)
+                policy.flush()
+            except VideoError as error:  # nothing that was handed out is concerned
+                logger.warning("%s", error)
 
     def drop(self, index: int) -> Any:
         """An item that waits here is not wanted any more.

@@ -248,6 +248,7 @@ class Reducer:
         indexes = self.upcoming(len(items))
         self.drawn += len(items)
         if self._gate is not None and not self._gate.idle(now):
+            self._gate.foresee(indexes, items)
             places = [
                 place for place, item in enumerate(items) if self._admit(self._gate, indexes[place], item)
             ]

@@ -27,7 +27,8 @@ from video.errors import BackendUnavailable, BatchFailed, ConfigError, ItemCance
 from video.events import Event, Kind, Observer, emit, logger
 from video.gate import Gate
 from video.outcome import Outcome
-from video.policies.base import Policy
+from video.policies.base import Keeper, Policy
+from video.policies.standard import standard
 from video.selector import Decision
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ class How(TypedDict, total=False):
     cost: float | Callable[[Any], float] | None
     """Seconds that an item takes. Or a function of an item, in any unit: what each takes in comparison with
     the others, for `order`."""
+    checkpoint: Keeper | None
+    """A `video.policies.checkpoint.Checkpoint` for this batch: what an earlier run has done is not run again.
+    It stays the caller's to close."""
     order: str
     """In which order items run: "input" (the default), or by their `cost`: "shortest" first, so that most of
     them are done soon, or "longest" first, so that no worker is left with a long one at the end. The input is
@@ -76,8 +80,8 @@ class Runner:
     May be used from several threads at once, and as a context manager.
 
     :param observers: told of every event, in all batches.
-    :param policies: what decides whether, when and how often an item runs (`video.policies`), in their order;
-        all batches of this runner share them.
+    :param policies: what decides whether, when and how often an item runs (`video.policies`). They stand
+        after those that the settings ask for, and all batches of this runner share them.
 
     >>> with Runner(ParallelConfig(backend="thread", max_workers=2)) as runner:
     ...     [outcome.value for outcome in runner.map(len, ["a", "bb", "ccc"])]
@@ -98,7 +102,7 @@ class Runner:
             )
         self.config = config or ParallelConfig()
         self._observers = tuple(observers)
-        self._policies = tuple(policies)
+        self._policies = (*standard(self.config), *policies)
         self._opening = Lock()
         self._open: dict[tuple[str, int, int], tuple[Executor, Traits]] = {}
         """Engines that are warm, by name, width, and the batch that has it for itself (0: all may use it)."""
@@ -281,7 +285,9 @@ class Runner:
         # While the caller's thread runs an item, nobody can be handed another's outcome; what is drawn or
         # observed would be so in a strange thread; and it is no worker that could be prepared.
         prepared = self.config.initializer is not None or self.config.finalizer is not None
-        watched = self._observers or self._policies
+        keeper = how.get("checkpoint")
+        policies = self._policies if keeper is None else (keeper, *self._policies)
+        watched = self._observers or policies
         here = here and ordered and type(items) in AT_HAND and not watched and not prepared
         auto = self._auto(task, how, here) if choice.measure else None
         opened = Opened(*self._engine(choice)) if auto is None else auto.first()
@@ -302,7 +308,7 @@ class Runner:
             self._latest = lambda: auto.decision
         cost = how.get("cost")
         weigh = cost if callable(cost) else None
-        gate = Gate(self._policies, how.get("key"), weigh) if self._policies else None
+        gate = Gate(policies, how.get("key"), weigh) if policies else None
         batch: Batch[R] = Batch(
             self,
             task,

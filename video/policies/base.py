@@ -9,6 +9,7 @@ thread.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from video.outcome import Outcome
@@ -64,4 +65,21 @@ class Policy(Protocol):
 
     def passed(self, count: int, now: float) -> None:
         """So many items that passed it by have ended well."""
+        ...
+
+
+class Keeper(Policy, Protocol):
+    """A policy that writes down what happens; it stands first in its row."""
+
+    def begin_many(self, jobs: Sequence[Job]) -> dict[int, Outcome[Any]]:
+        """`admit` for a whole chunk: the answers that it has, by index. When it returns it is written down
+        that the others begin; what it raises ends the batch."""
+        ...
+
+    def flush(self) -> None:
+        """When it returns, all outcomes that it has settled are kept, and may be handed out."""
+        ...
+
+    def set_total(self, total: int) -> None:
+        """So many items has the input, which has come to its end."""
         ...
