@@ -23,6 +23,9 @@ GUIDE = (ROOT / "docs" / "guide.md").read_text("utf-8")
 ENVIRONMENT = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
 
 
+RESILIENCE = (ROOT / "docs" / "resilience.md").read_text("utf-8")
+
+
 def run(*words: object, cwd: Path) -> str:
     done = subprocess.run(
         [sys.executable, *map(str, words)],
@@ -50,6 +53,12 @@ def test_the_readmes_python_runs(number: int, samples: list[Path], tmp_path: Pat
     if number == 0:
         assert "a-01.mp4" in out
         assert "b.mp4 failed: " in out
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python", RESILIENCE))))
+def test_the_recipes_run(number: int, tmp_path: Path) -> None:
+    (tmp_path / "block.py").write_text(blocks("python", RESILIENCE)[number])
+    assert run("block.py", cwd=tmp_path).strip()
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python", GUIDE))))

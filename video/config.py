@@ -67,6 +67,20 @@ class ParallelConfig:
     """Workers that one item may kill. Below that it is run again, alone; then it is quarantined: it fails."""
     max_memory_kills: int = 2
     """The same for deaths for want of memory, which may be the fault of its neighbours."""
+    max_retries: int = 0
+    """How often an item is tried again that failed for a reason which may pass."""
+    retry_delay_seconds: float = 1.0
+    """Before the first retry at most; the wait is drawn at random from 0 up to that."""
+    exponential_backoff: bool = True
+    """Twice that before the second, and so on, up to a minute. False: the same before each."""
+    retry_deadline_seconds: float | None = None
+    """No retry begins later than so many seconds after the item first failed."""
+    circuit_breaker_enabled: bool = False
+    """Leave a host or service alone (`key`) that fails again and again, until a probe succeeds."""
+    failure_threshold: int = 5
+    """Failures in a row that open its circuit."""
+    recovery_timeout_seconds: float = 60.0
+    """For how long it is left alone before it is probed."""
     spot_check: int = 0
     """So many random items are also run in the caller's own process at the end, and compared."""
     strict: bool = False
@@ -84,13 +98,18 @@ class ParallelConfig:
                 raise ConfigError(
                     f"{name} is {value!r}", cure=f"It takes a whole number of at least {least}."
                 )
-        for name, unit in (("timeout", "seconds"), ("max_worker_memory_mb", "MiB")):
+        for name, unit, optional in _MEASURES:
             value = getattr(self, name)
-            if value is not None and not (
-                isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+            if optional and value is None:
+                continue
+            if (
+                not isinstance(value, int | float)
+                or isinstance(value, bool)
+                or not 0 < value < float("inf")
             ):
-                raise ConfigError(f"{name} is {value!r}", cure=f"It takes {unit} above 0, or None.")
-        for name in ("use_uvloop", "use_numba", "strict"):
+                more = ", or None" if optional else ""
+                raise ConfigError(f"{name} is {value!r}", cure=f"It takes {unit} above 0{more}.")
+        for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}", cure="It takes True or False.")
         if not isinstance(self.backend, str) or not self.backend:
@@ -138,10 +157,22 @@ _COUNTS = {
     "max_items_per_worker": 1,
     "max_kills": 1,
     "max_memory_kills": 1,
+    "max_retries": 0,
+    "failure_threshold": 1,
     "spot_check": 0,
 }
 """Settings that are whole numbers, each with the least it may be."""
 _OPTIONAL_COUNTS = ("max_workers", "chunk_size", "lookahead", "threads_per_worker", "max_items_per_worker")
+
+_MEASURES = (
+    ("timeout", "seconds", True),
+    ("max_worker_memory_mb", "MiB", True),
+    ("retry_delay_seconds", "seconds", False),
+    ("retry_deadline_seconds", "seconds", True),
+    ("recovery_timeout_seconds", "seconds", False),
+)
+"""Settings that are figures above 0: each with its unit, and whether it may be None."""
+_SWITCHES = ("use_uvloop", "use_numba", "exponential_backoff", "circuit_breaker_enabled", "strict")
 
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 

@@ -13,6 +13,7 @@ from video.errors import VideoError
 
 COMMANDS = {
     "clips": "video.cli.clips:clips",
+    "jobs": "video.cli.jobs:jobs",
     "demo": "video.cli.demo:demo",
     "probe": "video.cli.probe:probe",
     "backends": "video.cli.backends:backends",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from video.cli.common import (
+    CHECKPOINT,
     SOME_FAILED_EXIT,
     STOPPED_EXIT,
     config_of,
@@ -30,6 +32,7 @@ EXAMPLES = """\b
 Examples:
   video clips talk.mp4 --out clips
   video clips films/ "more/*.mkv" --count 5 --max-length 30
+  video clips films/ --resume --retries 3
   video clips @list.txt --workers 4 --timeout 600 --json > clips.jsonl
   video clips https://example.org/talk.mp4 --mode copy
   find . -name '*.mp4' | video clips - --dry-run
@@ -85,6 +88,26 @@ Examples:
     show_default=True,
     help="Container of the clips.",
 )
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Write down what is done, and go on where an earlier run with --resume stopped.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Where that is written down; implies --resume.  [default: .video-jobs.sqlite in DIR]",
+)
+@click.option("--fork", is_flag=True, help="With other settings than the earlier run had: begin a new one.")
+@click.option(
+    "--retries",
+    type=click.IntRange(0, 100),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Try a video again up to N times that failed for a reason which may pass.",
+)
 @engine_options
 @click.option(
     "--json",
@@ -96,7 +119,8 @@ Examples:
 @click.option("--debug", is_flag=True, help="Show tracebacks of what fails.")
 def clips(
     inputs: tuple[str, ...], out: Path, count: int, min_length: float | None, max_length: float,
-    mode: str, format_: str, backend: str, workers: int | None, timeout: float | None,
+    mode: str, format_: str, resume: bool, checkpoint: Path | None, fork: bool, retries: int,
+    backend: str, workers: int | None, timeout: float | None,
     json: bool, explain: bool, dry_run: bool, debug: bool,
 ) -> int:  # fmt: skip
     """Cut the highlights out of videos.
@@ -124,6 +148,11 @@ def clips(
     except ValidationError as error:
         raise click.UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
     requests = [{"source": source, **settings} for source in sources]
+    resume = resume or checkpoint is not None
+    if resume and dry_run:
+        raise click.UsageError("--dry-run writes nothing that could be resumed")
+    if fork and not resume:
+        raise click.UsageError("--fork needs --resume")
 
     console, lines = people(), machine_reads(json)
     responses: list[VideoClipResponse] = []
@@ -132,25 +161,47 @@ def clips(
     try:
         with (
             ProgressBars("videos", names, console) as bars,
-            processor_type(config_of(backend, workers, timeout), observers=[bars]) as processor,
+            processor_type(config_of(backend, workers, timeout, retries), observers=[bars]) as processor,
+            contextlib.ExitStack() as stack,
         ):
+            kept = None
+            if resume:
+                made = {name: value for name, value in settings.items() if name != "output_dir"}
+                place = checkpoint or folder_of(out) / CHECKPOINT
+                kept = stack.enter_context(processor.open_checkpoint(place, settings=made, fork=fork))
             if explain:
                 say(console, str(processor.explain(requests, backend)))
-            for ready in processor.stream_process(requests):
+            for ready in processor.stream_process(requests, checkpoint=kept):
                 go_on()
                 responses += ready
                 if lines:
                     for response in ready:
                         click.echo(as_line(response, debug))
             go_on()
+            if kept is not None and kept.answered:
+                rest = f"{kept.begun} left to do" if kept.begun else "nothing left to do"
+                say(console, f"{counted(kept.answered, 'video')} done by an earlier run, {rest}")
     except KeyboardInterrupt:
         done = sum(response.success for response in responses)
-        say(console, f"stopped after {counted(done, 'video')} of {len(sources)}; their clips stay in {out}")
+        more = "; the same command goes on from there" if resume else ""
+        say(console, f"stopped after {counted(done, 'video')} of {len(sources)}; clips stay in {out}{more}")
         return STOPPED_EXIT
     if not lines:
         show(responses, output(), out, dry_run)
     complain(responses, notes, console, debug)
     return 0 if not notes and all(response.success for response in responses) else SOME_FAILED_EXIT
+
+
+def folder_of(out: Path) -> Path:
+    """The folder for the clips, made if it is missing.
+
+    :raises OutputError: if it cannot be.
+    """
+    from video.media.base import output_errors
+
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 def as_line(response: VideoClipResponse, debug: bool) -> str:

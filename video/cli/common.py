@@ -15,6 +15,8 @@ from video import scope
 from video.config import ParallelConfig
 from video.errors import ConfigError, UnknownName
 
+CHECKPOINT = ".video-jobs.sqlite"
+"""In an output folder: what its batches have written down."""
 SOME_FAILED_EXIT, OUTPUT_EXIT, USAGE_EXIT, STOPPED_EXIT = 1, 1, 2, 130
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -86,7 +88,7 @@ def engine_options(command: Command) -> Command:
     return command
 
 
-def config_of(backend: str, workers: int | None, timeout: float | None) -> ParallelConfig:
+def config_of(backend: str, workers: int | None, timeout: float | None, retries: int = 0) -> ParallelConfig:
     """The options as settings; a wrong one is wrong usage."""
     from video.registry import backends
 
@@ -97,6 +99,6 @@ def config_of(backend: str, workers: int | None, timeout: float | None) -> Paral
             )
         if backend != "auto":
             backends.get(backend)
-        return ParallelConfig(backend=backend, max_workers=workers, timeout=timeout)
+        return ParallelConfig(backend=backend, max_workers=workers, timeout=timeout, max_retries=retries)
     except (UnknownName, ConfigError) as error:
         raise click.UsageError(str(error)) from None

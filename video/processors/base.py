@@ -6,14 +6,16 @@ with it (`task`), and how its outcome reads (`respond`). Everything else is here
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -25,6 +27,9 @@ from video.plan import Choice
 from video.runner import Runner
 from video.selector import Decision
 from video.sources.base import readable, redact
+
+if TYPE_CHECKING:  # with SQLite, for those who use one
+    from video.policies.checkpoint import Checkpoint
 
 Request = TypeVar("Request", bound=BaseModel)
 Response = TypeVar("Response")
@@ -59,6 +64,8 @@ class Processor(ABC, Generic[Request, Response]):
     """Modules that a worker needs for this work."""
     task: Callable[[Any], Any]
     """What a worker does with one job: a function at the top level of its module."""
+    batch_name: ClassVar[str] = "default"
+    """Of its batches in a checkpoint."""
 
     def __init__(self, config: ParallelConfig | None = None, *, observers: Iterable[Observer] = ()) -> None:
         config = config or ParallelConfig()
@@ -102,14 +109,62 @@ class Processor(ABC, Generic[Request, Response]):
         self,
         requests: Iterable[Request | Mapping[str, Any] | str],
         backend: BackendType | str = BackendType.AUTO,
+        *,
+        checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
     ) -> list[Response]:
         """One response for each request, in input order; what goes wrong stands inside it.
 
         :param requests: requests, or mappings of their fields, or just sources.
         :param backend: an engine for this batch; AUTO: the configured one.
+        :param checkpoint: a file in which the batch writes down what is done, or what `open_checkpoint`
+            gives. A batch that is run again, after a kill or with more requests, then runs only what is not
+            done, or whose outputs have changed since.
         :raises UnknownName, MissingDependency, BackendUnavailable: if there is no such engine here.
+        :raises StoreError: if the checkpoint cannot be used.
         """
-        return [one for batch in self.stream_process(requests, backend=backend) for one in batch]
+        lists = self.stream_process(requests, backend=backend, checkpoint=checkpoint)
+        return [one for batch in lists for one in batch]
+
+    def open_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        batch: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        fork: bool = False,
+    ) -> Checkpoint:
+        """A checkpoint for batches of this processor; use it in a `with` block.
+
+        :param batch: its name in the file; None: the processor's own.
+        :param settings: plain data: a batch that was run with others is refused.
+        :param fork: where it was run with others, begin a new one beside it.
+        :raises CheckpointMismatch: if it was run with other settings, and `fork` is not set.
+        :raises StoreError: if the file cannot be used, or another process runs this batch.
+        """
+        from video.policies.checkpoint import Checkpoint
+
+        return Checkpoint(
+            path,
+            batch=batch or self.batch_name,
+            fingerprint=settings,
+            key=_job_key,
+            encode=self.plain,
+            decode=self.value,
+            outputs=self.outputs,
+            fork=fork,
+        )
+
+    def plain(self, value: Any) -> Any:
+        """What a job returned, as plain data (what JSON can hold)."""
+        return value
+
+    def value(self, plain: Any) -> Any:
+        """The way back from `plain`."""
+        return plain
+
+    def outputs(self, value: Any) -> Iterable[Path]:
+        """Files that a job has written."""
+        return ()
 
     async def process_batch_async(
         self,
@@ -126,6 +181,7 @@ class Processor(ABC, Generic[Request, Response]):
         batch_size: int | None = None,
         *,
         backend: BackendType | str = BackendType.AUTO,
+        checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
     ) -> Iterator[list[Response]]:
         """Responses in input order, in lists, for inputs of any length: only a bounded number of requests
         and responses is held.
@@ -133,10 +189,19 @@ class Processor(ABC, Generic[Request, Response]):
         :param batch_size: length of the lists (the last may be shorter); None: whatever is ready.
         """
         batch = _Batch(self, requests, backend)
-        lists = (list(map(batch.response, outcomes)) for outcomes in self.runner.rounds(**batch.call))
+        lists = self._lists(batch, checkpoint)
         if batch_size is None:
             return lists
         return self.chunk_data(itertools.chain.from_iterable(lists), batch_size)
+
+    def _lists(
+        self, batch: _Batch[Request, Response], checkpoint: Checkpoint | str | os.PathLike[str] | None
+    ) -> Iterator[list[Response]]:
+        with contextlib.ExitStack() as stack:
+            if isinstance(checkpoint, str | os.PathLike):
+                checkpoint = stack.enter_context(self.open_checkpoint(checkpoint))
+            for outcomes in self.runner.rounds(**batch.call, checkpoint=checkpoint):
+                yield list(map(batch.response, outcomes))
 
     def chunk_data(self, data: Iterable[Item], chunk_size: int = 1000) -> Iterator[list[Item]]:
         """`data` in lists of `chunk_size`, the last may be shorter; draws no further than asked.
@@ -284,6 +349,13 @@ def _run(task: Callable[[Any], Any], job: Any) -> Any:
     if isinstance(job, VideoError):
         raise job
     return task(job)
+
+
+def _job_key(job: Any) -> str:
+    """What a job is known by in later runs."""
+    from video.policies.checkpoint import default_key
+
+    return f"refused: {job}" if isinstance(job, VideoError) else default_key(job)
 
 
 def _source(raw: Any) -> str:

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from video import scope
 from video.errors import UnsupportedMedia, VideoError
@@ -119,11 +120,21 @@ class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
     request_type = VideoClipRequest
     preload = ("video.processors.clip", "video.media.cut", "video.media.highlights")
     task = staticmethod(make_clips)
+    batch_name = "clips"
 
     def check(self, request: VideoClipRequest) -> None:
         source = resolve(request.source)
         if not is_url(request.source):
             source.fetch(request.source, request.output_dir)
+
+    def plain(self, value: list[Clip]) -> list[Any]:
+        return [clip.model_dump(mode="json") for clip in value]
+
+    def value(self, plain: list[Any]) -> list[Clip]:
+        return [Clip.model_validate(one) for one in plain]
+
+    def outputs(self, value: list[Clip]) -> Iterator[Path]:
+        return (clip.path for clip in value)
 
     def prepare(self, request: VideoClipRequest, names: Names) -> ClipJob:
         source, folder = request.source, Path(os.path.abspath(request.output_dir))
