@@ -74,7 +74,7 @@ class ParallelConfig:
     exponential_backoff: bool = True
     """Twice that before the second, and so on, up to a minute. False: the same before each."""
     retry_deadline_seconds: float | None = None
-    """No retry begins later than so many seconds after the item first failed."""
+    """No retry begins later than so many seconds after the item's first attempt began."""
     circuit_breaker_enabled: bool = False
     """Leave a host or service alone (`key`) that fails again and again, until a probe succeeds."""
     failure_threshold: int = 5
@@ -102,11 +102,7 @@ class ParallelConfig:
             value = getattr(self, name)
             if optional and value is None:
                 continue
-            if (
-                not isinstance(value, int | float)
-                or isinstance(value, bool)
-                or not 0 < value < float("inf")
-            ):
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
                 more = ", or None" if optional else ""
                 raise ConfigError(f"{name} is {value!r}", cure=f"It takes {unit} above 0{more}.")
         for name in _SWITCHES:

@@ -219,11 +219,24 @@ class DownloadFailed(SourceError, ConnectionError):
     """A download failed.
 
     :param status: the HTTP status, where the server gave one.
+    :param retry_after: seconds, or the date, after which the server asks to be tried again.
+    :param final: another try would end in the same way, whatever the status.
     """
 
-    def __init__(self, cause: str = "", *, status: int | None = None, **about: str | None) -> None:
+    def __init__(
+        self,
+        cause: str = "",
+        *,
+        status: int | None = None,
+        retry_after: str | None = None,
+        final: bool = False,
+        **about: str | None,
+    ) -> None:
         super().__init__(cause, **about)
         self.status = status
+        self.retry_after = retry_after
+        if final:
+            self.fault = "input"  # read by `video.policies.faults`
 
 
 class MediaError(VideoError, ValueError):

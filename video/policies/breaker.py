@@ -218,8 +218,8 @@ class BreakerPolicy:
             left = breaker.until - now
             # As of the last probe: what the next one will find is worth waiting for.
             hopeless = breaker.opened >= since + self.patience_seconds
-        else:
-            left, hopeless = PROBE_WAIT, False
+        else:  # soon, or it would meet one probe after the other and never hear how one has ended
+            left, hopeless = min(PROBE_WAIT, self.rules.recovery_timeout_seconds / 4), False
         if self.on_open == "wait" and not hopeless:
             self._counts["put_off"] += 1
             return min(left, LONGEST_WAIT)

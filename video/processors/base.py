@@ -162,6 +162,10 @@ class Processor(ABC, Generic[Request, Response]):
         """The way back from `plain`."""
         return plain
 
+    def resource(self, job: Any) -> str:
+        """What a job uses and others use too, such as a host, which may fail for all of them; "": nothing."""
+        return ""
+
     def outputs(self, value: Any) -> Iterable[Path]:
         """Files that a job has written."""
         return ()
@@ -309,6 +313,7 @@ class _Batch(Generic[Request, Response]):
             "total": total,
             "backend": backend,
             "isolate": processor.isolate,
+            "key": lambda job: "" if isinstance(job, VideoError) else processor.resource(job),
         }
         self._processor = processor
         self._choice = choice

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from video import scope
 from video.errors import UnsupportedMedia, VideoError
@@ -132,6 +133,9 @@ class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
 
     def value(self, plain: list[Any]) -> list[Clip]:
         return [Clip.model_validate(one) for one in plain]
+
+    def resource(self, job: ClipJob) -> str:
+        return (urlsplit(job.source).hostname or "") if is_url(job.source) else ""
 
     def outputs(self, value: list[Clip]) -> Iterator[Path]:
         return (clip.path for clip in value)

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import httpx2
 
@@ -84,7 +84,7 @@ class HttpSource:
         """
         parts = url(source)
         if parts is None or parts.scheme.lower() not in ("http", "https") or not parts.hostname:
-            raise DownloadFailed("is no http or https address", subject=redact(source))
+            raise DownloadFailed("is no http or https address", subject=redact(source), final=True)
         title = display_name(source)
         # The address is part of the name: two videos called v.mp4 on two hosts must not meet in one file.
         mark = hashlib.sha256(source.encode(errors="surrogatepass")).hexdigest()[:8]
@@ -274,13 +274,14 @@ def _check_kind(response: httpx2.Response, head: bytes, source: str) -> None:
     kind = response.headers.get("Content-Type", "").lower()
     start = head[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if "html" in kind or start.startswith((b"<!doctype html", b"<html")):
-        raise _failure(source, "is a web page, not media", f"Give the media file's own address; {_NO_MEDIA}")
+        cure = f"Give the media file's own address; {_NO_MEDIA}"
+        raise _failure(source, "is a web page, not media", cure, final=True)
     if "mpegurl" in kind or "dash+xml" in kind or start.startswith((b"#extm3u", b"<mpd")):
-        raise _failure(source, "is a playlist, not a file", _NO_MEDIA)
+        raise _failure(source, "is a playlist, not a file", _NO_MEDIA, final=True)
 
 
-def _failure(source: str, cause: str, cure: str | None = None, status: int | None = None) -> DownloadFailed:
-    return DownloadFailed(cause, subject=redact(source), cure=cure, status=status)
+def _failure(source: str, cause: str, cure: str | None = None, **more: Any) -> DownloadFailed:
+    return DownloadFailed(cause, subject=redact(source), cure=cure, **more)
 
 
 def _refusal(response: httpx2.Response, source: str) -> DownloadFailed:
@@ -289,7 +290,9 @@ def _refusal(response: httpx2.Response, source: str) -> DownloadFailed:
     delay = response.headers.get("Retry-After", "")
     if delay.isdigit():
         cure = f"It asks to wait {delay} s."
-    return _failure(source, f"the server {cause} (HTTP {status})", cure, status)
+    return _failure(
+        source, f"the server {cause} (HTTP {status})", cure, status=status, retry_after=delay or None
+    )
 
 
 def _translate(error: Exception, source: str, stall: float | None) -> Exception:
@@ -310,23 +313,23 @@ def _translate(error: Exception, source: str, stall: float | None) -> Exception:
             verify = next(
                 (root.verify_message for root in roots if isinstance(root, ssl.SSLCertVerificationError)), ""
             )
-            return _failure(
-                source, f"the connection is not safe ({verify or 'TLS failed'})", "Check the address."
-            )
+            cause = f"the connection is not safe ({verify or 'TLS failed'})"
+            return _failure(source, cause, "Check the address.", final=True)
         case httpx2.ConnectError() if of(ConnectionRefusedError):
             return _failure(source, "the host refuses the connection", "Check the address and its port.")
         case httpx2.ConnectError():
             return _failure(source, "the host cannot be reached", "Check the address and your network.")
         case httpx2.TooManyRedirects():
-            return _failure(source, "redirects without end", "Check the address.")
+            return _failure(source, "redirects without end", "Check the address.", final=True)
         case httpx2.UnsupportedProtocol():
-            return _failure(source, "leads to something other than http and https")
+            return _failure(source, "leads to something other than http and https", final=True)
         case httpx2.ProxyError():
             return _failure(source, "the proxy refuses", "Check the proxy settings in the environment.")
         case httpx2.NetworkError() | httpx2.RemoteProtocolError():
             return _Again(_failure(source, "the connection broke off"))
         case httpx2.InvalidURL() | UnicodeError():
-            return _failure(source, "is no valid address", 'Encode special characters, as in "%23" for "#".')
+            cure = 'Encode special characters, as in "%23" for "#".'
+            return _failure(source, "is no valid address", cure, final=True)
         case _:
             return _failure(source, f"cannot be downloaded ({type(error).__name__})")
 

@@ -50,7 +50,7 @@ class YtdlpSource:
         :raises ItemCancelled: the item was given up meanwhile.
         """
         if not self.claims(source):
-            raise DownloadFailed("is no http or https address", subject=redact(source))
+            raise DownloadFailed("is no http or https address", subject=redact(source), final=True)
         failure: Exception | None = None
         try:
             with yt_dlp.YoutubeDL(self._options(source, folder)) as downloader:
@@ -141,7 +141,7 @@ def _join(files: list[Path], target: Path, source: str) -> Path:
         if error.errno in _FULL:
             raise OutputError(f"cannot be written ({error.strerror})", subject=str(target)) from None
         cause = f"picture and sound cannot be joined ({error.strerror})"
-        raise DownloadFailed(cause, subject=redact(source)) from None
+        raise DownloadFailed(cause, subject=redact(source), final=True) from None
     for file in files:
         file.unlink()
     return target
@@ -172,14 +172,14 @@ def _single(info: dict[str, Any] | None, source: str) -> dict[str, Any]:
     while info is not None and "entries" in info:
         entries = [entry for entry in info["entries"] if entry]
         if len(entries) > 1:
-            raise DownloadFailed(
-                "stands for several videos", subject=redact(source), cure="Give the address of each video."
-            )
+            cure = "Give the address of each video."
+            raise DownloadFailed("stands for several videos", subject=redact(source), cure=cure, final=True)
         info = entries[0] if entries else None
     if info is None:
-        raise DownloadFailed("has no video", subject=redact(source))
+        raise DownloadFailed("has no video", subject=redact(source), final=True)
     if info.get("is_live"):
-        raise DownloadFailed("is a live stream", subject=redact(source), cure="Try again when it has ended.")
+        cure = "Try again when it has ended."
+        raise DownloadFailed("is a live stream", subject=redact(source), cure=cure, final=True)
     return info
 
 
