@@ -18,6 +18,7 @@ class Kind(StrEnum):
     ITEM_FINISHED = "item_finished"
     ITEM_FAILED = "item_failed"
     ITEMS_RERUN = "items_rerun"
+    BREAKER_CHANGED = "breaker_changed"
     SPOT_CHECK_DIFFERED = "spot_check_differed"
     ENGINE_CHOSEN = "engine_chosen"
     ENGINE_REPLACED = "engine_replaced"

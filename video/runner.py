@@ -102,7 +102,7 @@ class Runner:
             )
         self.config = config or ParallelConfig()
         self._observers = tuple(observers)
-        self._policies = (*standard(self.config), *policies)
+        self._policies = (*standard(self.config, self._observers), *policies)
         self._opening = Lock()
         self._open: dict[tuple[str, int, int], tuple[Executor, Traits]] = {}
         """Engines that are warm, by name, width, and the batch that has it for itself (0: all may use it)."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from video.config import ParallelConfig
+from video.events import Event, Kind, Observer, emit
 from video.policies.base import Policy
 
 
-def standard(config: ParallelConfig) -> list[Policy]:
-    """In their order: answers first, the spender last."""
+def standard(config: ParallelConfig, observers: Sequence[Observer] = ()) -> list[Policy]:
+    """In their order: answers first, the spender last.
+
+    :param observers: told when a circuit opens or closes.
+    """
     policies: list[Policy] = []
     if config.max_retries:
         from video.policies.retry import Retry
@@ -23,12 +29,12 @@ def standard(config: ParallelConfig) -> list[Policy]:
     if config.circuit_breaker_enabled:
         from video.policies.breaker import BreakerPolicy, BreakerRules
 
-        policies.append(
-            BreakerPolicy(
-                BreakerRules(
-                    failure_threshold=config.failure_threshold,
-                    recovery_timeout_seconds=config.recovery_timeout_seconds,
-                )
-            )
+        def tell(key: str, old: str, new: str, why: str) -> None:
+            emit(observers, Event(Kind.BREAKER_CHANGED, "", message=f"{key}: {old} -> {new} ({why})"))
+
+        rules = BreakerRules(
+            failure_threshold=config.failure_threshold,
+            recovery_timeout_seconds=config.recovery_timeout_seconds,
         )
+        policies.append(BreakerPolicy(rules, listeners=[tell]))
     return policies
