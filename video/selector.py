@@ -28,6 +28,11 @@ from video.errors import ConfigError
 MARGIN = 0.15
 """An engine that is more complex must promise to be faster by this share."""
 COMPLEXITY = {"serial": 0, "async": 1, "thread": 1, "process": 2, "joblib": 3, "dask": 4}
+ALONE = 0.7
+"""Items that hold the interpreter's lock for more of their time have one thread: a second would only fight
+for the lock (benchmarks/bench_regret.py: ten items of pure Python took 1.6 times as long on two)."""
+WIDE = 1.1
+"""Items that mostly wait err to the wide side, where a thread too many costs less than one too few."""
 WAITING_WIDTH = 32
 """Threads at most for items that wait: more would open too many connections at whoever answers them."""
 HORIZON_SECONDS = 10.0
@@ -195,8 +200,10 @@ def width(engine: Engine, measured: Measured, asked: Asked, machine: Machine) ->
     else:
         busy = measured.cpu / measured.wall if measured.wall > 0 else 1.0
         # As many as keep the CPUs busy: work that waits leaves them to others.
-        doublings = math.log2(1 / max(busy, measured.gil, machine.cpus / WAITING_WIDTH, 1e-9))
-        most = asked.workers or max(1, machine.cpus * 2 ** max(0, round(doublings)))
+        most_doublings = math.floor(math.log2(max(1.0, WAITING_WIDTH / machine.cpus)))
+        doublings = min(WIDE * math.log2(1 / max(busy, measured.gil, 1e-9)), most_doublings)
+        usual = max(1, machine.cpus * 2 ** max(0, round(doublings)))
+        most = asked.workers or (1 if measured.gil > ALONE else usual)
     room = fitting(measured, machine)
     while most > max(1.0, room):
         most = int(room) if asked.workers else most // 2
