@@ -10,7 +10,7 @@ import asyncio
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -22,6 +22,9 @@ from conftest import Side, Table, Versus, reported, timed
 
 from video import Outcome, ParallelConfig, Runner
 from video.outcome import first_runs
+from video.policies.base import Policy
+from video.policies.breaker import BreakerPolicy
+from video.policies.retry import Retry
 
 ITEMS = 20_000
 SINGLE_ITEMS = 4_000
@@ -109,9 +112,16 @@ def mapped() -> Iterator[Mapped]:
     """Makes a batch of no-op items on a warm runner of ours."""
     runners: list[Runner] = []
 
-    def make(backend: str, count: int, task: Callable[[int], object] = nothing, **settings: Any) -> Side:
+    def make(
+        backend: str,
+        count: int,
+        task: Callable[[int], object] = nothing,
+        policies: Iterable[Policy] = (),
+        **settings: Any,
+    ) -> Side:
         workers = COROUTINES if task is nothing_async else WORKERS
-        runner = Runner(ParallelConfig(backend=backend, max_workers=workers, **settings))
+        config = ParallelConfig(backend=backend, max_workers=workers, **settings)
+        runner = Runner(config, policies=policies)
         runners.append(runner)
         runner.map(task, range(100))
         return lambda: runner.map(task, range(count))
@@ -190,7 +200,9 @@ def test_thread_one_by_one(versus: Versus, mapped: Mapped, threads: Executor) ->
 
 
 def test_process(versus: Versus, mapped: Mapped, processes: Executor) -> None:
-    """joblib in its automatic batches, mpire in its 64 chunks for each worker."""
+    """Ours with four policies that have nothing to do; joblib in its automatic batches, mpire in its 64
+    chunks for each worker."""
+    idle = [Retry(), BreakerPolicy(), Retry(), BreakerPolicy(name="another")]
 
     def standard() -> list[int]:
         return list(processes.map(nothing, range(ITEMS), chunksize=CHUNK))
@@ -198,8 +210,9 @@ def test_process(versus: Versus, mapped: Mapped, processes: Executor) -> None:
     joblib_map(WORKERS, nothing, range(100))
     with mpire(WORKERS, "map", ITEMS) as run_mpire:
         versus(
-            ("process", timed(mapped("process", ITEMS))),
+            ("process, four idle policies", timed(mapped("process", ITEMS, policies=idle))),
             {
+                "process, bare": timed(mapped("process", ITEMS)),
                 f"ProcessPoolExecutor.map, {CHUNK}": timed(standard),
                 "joblib, loky": timed(lambda: joblib_map(WORKERS, nothing, range(ITEMS))),
                 "mpire.map": run_mpire,
