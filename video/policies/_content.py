@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import stat
-from collections.abc import Callable
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
-from pathlib import PurePath
+from hashlib import blake2b
+from importlib import import_module
+from importlib.util import find_spec
+from json.encoder import encode_basestring_ascii as _quoted
+from pathlib import PurePosixPath
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from video.errors import ConfigError, MissingDependency, SourceError, described
 
@@ -23,13 +26,15 @@ BLOCK = 1 << 20
 MARK = "$"
 """Key of the one-key objects by which `content_key` tells other types from plain data."""
 
+_STR = {str}
+_WORDS = {True: "true", False: "false", None: "null"}
 _ATOMS = frozenset((str, int, float, bool, type(None)))
 _WORDED = frozenset((Fraction, Decimal, UUID, date, datetime, time, timedelta, complex, range))
 """Types whose `repr` is the same for equal values in every process, and for those only."""
 
 
 def content_key(item: Any) -> str:
-    """An item's content as one line of JSON, equal in every process.
+    """An item's content as one line of text, equal in every process.
 
     Takes plain data (dicts in any order), tuples, sets, bytes, paths, enumerations, dataclasses, pydantic
     models, dates and exact numbers, nested in each other. Items of unlike types or content have unlike keys:
@@ -37,10 +42,8 @@ def content_key(item: Any) -> str:
 
     :raises ConfigError: if there is anything else in it, or it holds itself.
     """
-    if type(item) is str:
-        return _text(item)
     try:
-        return _text(_plain(item))
+        return _text(item)
     except Exception as error:
         raise ConfigError(
             f"a {type(item).__qualname__} has no key by which it would be known again ({described(error)})",
@@ -49,18 +52,22 @@ def content_key(item: Any) -> str:
 
 
 def is_json(value: Any) -> bool:
-    """Whether JSON gives back the very same: exact plain types only, and string keys.
+    """Whether JSON gives back the very same: exact plain types only, string keys, not nested too deeply."""
+    try:
+        return _is_json(value)
+    except RecursionError:
+        return False
 
-    :raises RecursionError: if it is nested too deeply, or holds itself.
-    """
+
+def _is_json(value: Any) -> bool:
     kind = type(value)
     if kind in _ATOMS:
         return True
     if kind is list:
-        return all(map(is_json, value))
-    return (
-        kind is dict and all(type(name) is str for name in value) and all(is_json(one) for one in value.values())
-    )
+        return all(map(_is_json, value))
+    if kind is not dict:
+        return False
+    return all(type(name) is str for name in value) and all(map(_is_json, value.values()))
 
 
 def file_stamp(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -77,8 +84,6 @@ def file_stamp(path: str | os.PathLike[str]) -> tuple[int, int]:
 def algorithm() -> str:
     """Name of the hash that `content_hash` uses here: "blake3" where that package is installed (extra
     `fast`), else "blake2b" of the standard library, a fifth as fast."""
-    from importlib.util import find_spec
-
     return "blake3" if find_spec("blake3") is not None else "blake2b"
 
 
@@ -93,7 +98,7 @@ def content_hash(path: str | os.PathLike[str], name: str | None = None) -> str:
     :raises MissingDependency: if blake3 is asked for and not installed.
     """
     name = name or algorithm()
-    digest = _digest(name)
+    digest = new_hash(name)
     # Non-blocking, so that a FIFO in its place is refused rather than waited for.
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     try:
@@ -115,20 +120,22 @@ def content_hash(path: str | os.PathLike[str], name: str | None = None) -> str:
     return f"{name}:{size}:{digest.hexdigest()}"
 
 
-def _digest(name: str) -> Any:
-    if name == "blake2b":
-        from hashlib import blake2b
+def new_hash(name: str) -> Any:
+    """An empty hash, as in :mod:`hashlib`.
 
+    :raises ConfigError: if no algorithm is called that.
+    :raises MissingDependency: if it is blake3, and not installed.
+    """
+    if name == "blake2b":
         return blake2b(digest_size=32)
     if name != "blake3":
         raise ConfigError(f"algorithm is {name!r}", cure='It takes "blake3", "blake2b" or None.')
     try:
-        import blake3
+        return import_module("blake3").blake3()
     except ImportError as error:
         raise MissingDependency(
             "is not installed", subject="blake3", cure="Run: pip install 'parallel-video[fast]'"
         ) from error
-    return blake3.blake3()
 
 
 def _same(one: os.stat_result, other: os.stat_result) -> bool:
@@ -139,43 +146,57 @@ def _same(one: os.stat_result, other: os.stat_result) -> bool:
     )
 
 
-_text: Callable[[Any], str] = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
-
-
-def _plain(value: Any) -> Any:
-    """Plain data that stands for it, and for nothing else."""
+def _text(value: Any) -> str:
+    """JSON that stands for it, and for nothing else. (The `json` module takes three times as long, and would
+    have to be given other objects than these.)"""
     kind = type(value)
-    if kind in _ATOMS:
-        # Nobody can say whether one NaN is another.
-        if kind is float and math.isnan(value):
-            raise ValueError("NaN is not equal to itself")
-        return value
-    if kind is list:
-        return [one if type(one) is str else _plain(one) for one in value]
+    if kind is str:
+        return _quoted(value)
     if kind is dict:
-        if all(type(name) is str for name in value) and MARK not in value:
-            return {name: one if type(one) is str else _plain(one) for name, one in value.items()}
-        return {MARK: ["dict", sorted([_text(_plain(name)), _plain(one)] for name, one in value.items())]}
-    return {MARK: _marked(value, kind)}
-
-
-def _marked(value: Any, kind: type) -> list[Any]:
-    name = f"{kind.__module__}.{kind.__qualname__}"
+        if set(map(type, value)) <= _STR and MARK not in value:
+            return "{" + ",".join([f"{_quoted(name)}:{_text(value[name])}" for name in sorted(value)]) + "}"
+        pairs = sorted(f"[{_text(name)},{_text(one)}]" for name, one in value.items())
+        return _marked("dict", *pairs)
+    if kind is int:
+        return repr(value)
+    if kind is list:
+        return "[" + ",".join(map(_text, value)) + "]"
+    if kind is bool or value is None:
+        return _WORDS[value]
+    if kind is float:
+        if math.isnan(value):
+            raise ValueError("NaN is not equal to itself")
+        return repr(value)
     if kind is tuple:
-        return ["tuple", [_plain(one) for one in value]]
+        return _marked("tuple", *map(_text, value))
+    return _rare(value, kind)
+
+
+def _rare(value: Any, kind: type) -> str:
+    name = f"{kind.__module__}.{kind.__qualname__}"
     if kind is bytes:
-        return ["bytes", value.hex()]
+        return _marked("bytes", f'"{value.hex()}"')
     if kind in (set, frozenset):
-        return [kind.__name__, sorted(_text(_plain(one)) for one in value)]
+        return _marked(kind.__name__, *sorted(map(_text, value)))
     if kind in _WORDED:
-        return [name, repr(value)]
-    if isinstance(value, PurePath):
-        return ["path", str(value)]
-    if isinstance(value, Enum):
-        return [name, value.name]
-    if dataclasses.is_dataclass(value):
+        zone = getattr(value, "tzinfo", None)
+        if zone is None or isinstance(zone, timezone | ZoneInfo):
+            return _marked(name, _quoted(repr(value)))
+    elif isinstance(value, PurePosixPath):
+        return _marked("path", _quoted(str(value)))
+    elif isinstance(value, Enum) and value.name is not None:
+        return _marked(name, _quoted(value.name))
+    elif isinstance(value, tuple) and hasattr(kind, "_fields"):
+        return _marked(name, *map(_text, value))
+    elif dataclasses.is_dataclass(value):
         shown = [field.name for field in dataclasses.fields(value) if field.compare]
-        return [name, {one: _plain(getattr(value, one)) for one in shown}]
-    if isinstance(getattr(kind, "model_fields", None), dict):  # pydantic, which is not imported for this
-        return [name, value.model_dump_json()]
+        return _marked(name, *[f"[{_quoted(one)},{_text(getattr(value, one))}]" for one in shown])
+    elif isinstance(fields := getattr(kind, "model_fields", None), dict):  # pydantic, not imported for this
+        # Not `model_dump`: it leaves out what a model hides, such as secrets, by which items may differ.
+        parts = [f"[{_quoted(one)},{_text(getattr(value, one))}]" for one in fields]
+        return _marked(name, *parts, _text(value.model_extra))
     raise TypeError(f"a {name} is no plain data")
+
+
+def _marked(name: str, *texts: str) -> str:
+    return f'{{"{MARK}":[{",".join((_quoted(name), *texts))}]}}'
