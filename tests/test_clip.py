@@ -299,6 +299,25 @@ def test_a_video_that_fails_for_no_reason_of_its_own_is_named(samples: list[Path
     assert "coast.mp4" in response.error.message
 
 
+def test_a_cached_answer_holds_while_input_and_outputs_are_as_they_were(
+    samples: list[Path], tmp_path: Path
+) -> None:
+    video = shutil.copy(samples[0], tmp_path / "in.mp4")
+    request = ask(video, tmp_path / "out")
+    with VideoClipProcessor(ParallelConfig(backend="thread", enable_caching=True)) as one:
+
+        def attempts() -> int:
+            (response,) = one.process_batch_parallel([request])
+            assert response.success
+            return response.attempts
+
+        assert [attempts(), attempts()] == [1, 0]
+        next((tmp_path / "out").glob("*.mp4")).unlink()
+        assert [attempts(), attempts()] == [1, 0]
+        shutil.copy(samples[1], video)
+        assert [attempts(), attempts()] == [1, 0]
+
+
 def test_an_error_handler_says_what_the_response_to_a_failure_is(samples: list[Path], tmp_path: Path) -> None:
     asked: list[tuple[BaseException, object]] = []
 

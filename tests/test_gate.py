@@ -19,6 +19,8 @@ from video.events import Event, Kind
 from video.gate import Gate
 from video.outcome import Outcome
 from video.policies.base import Job, Policy, Verdict
+from video.policies.cache import CachePolicy, MemoryCache
+from video.policies.twins import Twins
 from video.reducer import Lease, Reducer, Rules
 from video.runner import Runner
 
@@ -321,6 +323,39 @@ def test_leaving_a_batch_gives_back_what_its_items_took() -> None:
         stream.close()
     assert policy.said
     assert set(policy.held.values()) == {0}
+
+
+def test_a_cache_and_twins_stand_before_what_is_spent_on_an_attempt() -> None:
+    tries: Counter[str] = Counter()
+
+    def fail_at_first(x: str) -> str:
+        tries[x] += 1
+        if tries[x] == 1:
+            raise ConnectionError("cut")
+        return x * 2
+
+    config = ParallelConfig(backend="thread", max_retries=2, retry_delay_seconds=0.01, rate_limit_rpm=60_000)
+    cache = CachePolicy(MemoryCache(), task="double")
+    with Runner(config, policies=[Twins(), cache]) as runner:
+        first = runner.map(fail_at_first, ["a", "b", "a", "a"])
+        again = runner.map(fail_at_first, ["a", "b"])
+    assert [one.value for one in first] == ["aa", "bb", "aa", "aa"]
+    assert Counter(one.origin == "run" for one in first) == {True: 2, False: 2}
+    assert tries == {"a": 2, "b": 2}
+    assert [(one.value, one.origin, one.attempts) for one in again] == [
+        ("aa", "cache", 0),
+        ("bb", "cache", 0),
+    ]
+
+
+def test_no_more_items_begin_in_a_while_than_the_rate_allows() -> None:
+    began: list[float] = []
+    config = ParallelConfig(backend="thread", max_workers=8, rate_limit_rpm=1200)
+    with Runner(config) as runner:
+        runner.map(lambda _: began.append(time.monotonic()), range(40))
+    began.sort()
+    # Twenty a second: whatever the burst at the start, two seconds' worth cannot pass in one.
+    assert began[-1] - began[0] > 0.8
 
 
 def test_what_runs_again_is_told() -> None:

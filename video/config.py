@@ -81,6 +81,13 @@ class ParallelConfig:
     """Failures in a row that open its circuit."""
     recovery_timeout_seconds: float = 60.0
     """For how long it is left alone before it is probed."""
+    rate_limit_rpm: float | None = None
+    """Items that may begin in any minute, for each `key` (a host, a service) by itself. None: no limit."""
+    enable_caching: bool = False
+    """Processors: a request that was answered before, and whose input and outputs have not changed since, is
+    answered again without being run."""
+    cache_ttl_hours: float = 24.0
+    """For how long that holds."""
     spot_check: int = 0
     """So many random items are also run in the caller's own process at the end, and compared."""
     strict: bool = False
@@ -166,9 +173,18 @@ _MEASURES = (
     ("retry_delay_seconds", "seconds", False),
     ("retry_deadline_seconds", "seconds", True),
     ("recovery_timeout_seconds", "seconds", False),
+    ("rate_limit_rpm", "items a minute", True),
+    ("cache_ttl_hours", "hours", False),
 )
 """Settings that are figures above 0: each with its unit, and whether it may be None."""
-_SWITCHES = ("use_uvloop", "use_numba", "exponential_backoff", "circuit_breaker_enabled", "strict")
+_SWITCHES = (
+    "use_uvloop",
+    "use_numba",
+    "exponential_backoff",
+    "circuit_breaker_enabled",
+    "enable_caching",
+    "strict",
+)
 
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 

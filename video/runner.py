@@ -38,6 +38,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+ANSWERING = ("cache", "twins")
+"""Policies that stand before all that is spent on an attempt."""
 ORDERS = ("input", "shortest", "longest")
 CALIBRATED_FROM = 20.0
 """Seconds of work of which the half second that measuring the engines takes is a small part."""
@@ -81,7 +83,8 @@ class Runner:
 
     :param observers: told of every event, in all batches.
     :param policies: what decides whether, when and how often an item runs (`video.policies`). They stand
-        after those that the settings ask for, and all batches of this runner share them.
+        after those that the settings ask for, but for a cache and twins, which stand before; and all batches
+        of this runner share them.
 
     >>> with Runner(ParallelConfig(backend="thread", max_workers=2)) as runner:
     ...     [outcome.value for outcome in runner.map(len, ["a", "bb", "ccc"])]
@@ -102,7 +105,12 @@ class Runner:
             )
         self.config = config or ParallelConfig()
         self._observers = tuple(observers)
-        self._policies = (*standard(self.config, self._observers), *policies)
+        given = tuple(policies)
+        self._policies = (
+            *(policy for policy in given if policy.name in ANSWERING),
+            *standard(self.config, self._observers),
+            *(policy for policy in given if policy.name not in ANSWERING),
+        )
         self._opening = Lock()
         self._open: dict[tuple[str, int, int], tuple[Executor, Traits]] = {}
         """Engines that are warm, by name, width, and the batch that has it for itself (0: all may use it)."""

@@ -37,4 +37,8 @@ def standard(config: ParallelConfig, observers: Sequence[Observer] = ()) -> list
             recovery_timeout_seconds=config.recovery_timeout_seconds,
         )
         policies.append(BreakerPolicy(rules, listeners=[tell]))
+    if config.rate_limit_rpm is not None:
+        from video.policies.rate import DistributedRateLimiter, RatePolicy
+
+        policies.append(RatePolicy(DistributedRateLimiter(config.rate_limit_rpm, mode="independent")))
     return policies

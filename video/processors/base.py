@@ -24,6 +24,7 @@ from video.errors import ConfigError, VideoError
 from video.events import Observer, logger
 from video.outcome import Outcome
 from video.plan import Choice
+from video.policies.base import Policy
 from video.runner import Runner
 from video.selector import Decision
 from video.sources.base import readable, redact
@@ -77,8 +78,25 @@ class Processor(ABC, Generic[Request, Response]):
         )
         self.validation_reasons: list[str | None] = []
         """For each request of the last `validate_batch`: None, or why it is not valid."""
-        self.runner = Runner(self.config, observers=observers)
+        self.runner = Runner(self.config, observers=observers, policies=self._policies())
         self._error_handler: Callable[[BaseException, Any], Response | None] | None = None
+
+    def _policies(self) -> list[Policy]:
+        if not self.config.enable_caching:
+            return []
+        from video.policies.cache import CachePolicy, MemoryCache
+
+        return [
+            CachePolicy(
+                MemoryCache(),
+                task=self.batch_name,
+                ttl=3600.0 * self.config.cache_ttl_hours,
+                encode=self.plain,
+                decode=self.value,
+                inputs=self.inputs,
+                outputs=self.outputs,
+            )
+        ]
 
     def set_error_handler(self, handler: Callable[[BaseException, Any], Response | None] | None) -> None:
         """Have `handler(error, request)` say what the response to a request that failed is.
@@ -165,6 +183,10 @@ class Processor(ABC, Generic[Request, Response]):
     def resource(self, job: Any) -> str:
         """What a job uses and others use too, such as a host, which may fail for all of them; "": nothing."""
         return ""
+
+    def inputs(self, job: Any) -> Iterable[Path]:
+        """Files on this machine that a job reads."""
+        return ()
 
     def outputs(self, value: Any) -> Iterable[Path]:
         """Files that a job has written."""

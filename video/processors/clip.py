@@ -137,6 +137,9 @@ class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
     def resource(self, job: ClipJob) -> str:
         return (urlsplit(job.source).hostname or "") if is_url(job.source) else ""
 
+    def inputs(self, job: ClipJob) -> list[Path]:
+        return [] if is_url(job.source) else [resolve(job.source).fetch(job.source, job.output_dir).path]
+
     def outputs(self, value: list[Clip]) -> Iterator[Path]:
         return (clip.path for clip in value)
 
