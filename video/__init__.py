@@ -7,9 +7,12 @@ if TYPE_CHECKING:  # a worker process starts faster without typing
     from typing import Any
 
     from video.config import BackendType, ParallelConfig
+    from video.dedup import HashBasedDeduplicator, MediaDeduplicationStats
     from video.futures import ParallelExecutor, executor
     from video.models import Clip, VideoClipRequest, VideoClipResponse
     from video.outcome import Outcome
+    from video.policies.checkpoint import Checkpoint
+    from video.policies.rate import DistributedRateLimiter
     from video.processors.clip import VideoClipProcessor
     from video.processors.presets import create_high_performance_processor
     from video.registry import register_backend
@@ -20,6 +23,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "BackendType": "video.config",
     "Clip": "video.models",
+    "Checkpoint": "video.policies.checkpoint",
+    "DistributedRateLimiter": "video.policies.rate",
+    "HashBasedDeduplicator": "video.dedup",
+    "MediaDeduplicationStats": "video.dedup",
     "Outcome": "video.outcome",
     "ParallelExecutor": "video.futures",
     "ParallelConfig": "video.config",
@@ -35,7 +42,11 @@ _HOMES = {
 
 __all__ = [
     "BackendType",
+    "Checkpoint",
     "Clip",
+    "DistributedRateLimiter",
+    "HashBasedDeduplicator",
+    "MediaDeduplicationStats",
     "Outcome",
     "ParallelConfig",
     "ParallelExecutor",
