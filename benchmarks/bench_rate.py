@@ -35,8 +35,8 @@ limiter.state()
 print("ready", flush=True)
 sys.stdin.readline()
 start, times = time.monotonic(), []
-end = start + 1.0 + seconds
-while limiter.wait_for_availability(timeout=max(0.0, end - time.monotonic())):
+end = start + 1.5 + seconds
+while time.monotonic() < end and limiter.wait_for_availability(timeout=max(0.0, end - time.monotonic())):
     times.append(time.monotonic())
 print(json.dumps(times), flush=True)
 """
@@ -102,7 +102,7 @@ def crew(where: str, per_minute: float, seconds: float, processes: int = 10) -> 
         member.stdin.write("\n")
         member.stdin.flush()
     times = [json.loads(member.communicate()[0]) for member in members]
-    start = min(at for mine in times for at in mine) + 1.0  # by then all of them are under way
+    start = min(at for mine in times for at in mine) + 1.0  # all of them are under way, and to the end
     counts = [sum(start <= at < start + seconds for at in mine) for mine in times]
     mean = statistics.mean(counts)
     share = sum(counts) / (per_minute * 0.95 / 60 * seconds)

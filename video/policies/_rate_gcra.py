@@ -317,6 +317,7 @@ def look(s: State) -> tuple[float, float, float, float, float]:
 
 def _shift(s: State, by: float) -> None:
     s.tat += by
+    s.tail += by
     s.last += by
     s.until += by
     s.cut += by
@@ -325,7 +326,7 @@ def _shift(s: State, by: float) -> None:
 
 def _requeue(s: State, at: float) -> None:
     """Reservations no longer hold: who has one asks anew when its time comes, and is served from `at` on."""
-    s.tail = at + s.burst
+    s.tail = max(at + s.burst, min(s.tail, s.tat))
     s.generation += 1.0
 
 

@@ -50,7 +50,7 @@ else
 end
 
 local function requeue(at)
-  s.tail = at + s.burst
+  s.tail = math.max(at + s.burst, math.min(s.tail, s.tat))
   s.generation = s.generation + 1
 end
 
@@ -58,7 +58,7 @@ local function observe()
   local gap = now - s.last
   if gap < 0 then
     if gap >= -BACK then now = s.last; return end
-    for _, name in ipairs({'tat', 'last', 'until', 'cut'}) do s[name] = s[name] + gap end
+    for _, name in ipairs({'tat', 'tail', 'last', 'until', 'cut'}) do s[name] = s[name] + gap end
     requeue(s.last)
   else
     local ready = s.tat - s.tolerance
@@ -195,7 +195,7 @@ class RedisStore:
             import redis
         except ImportError as error:
             raise MissingDependency(
-                "is not installed", subject="redis", cure="Run: pip install redis"
+                "is not installed", subject="redis", cure="Run: pip install 'parallel-video[redis]'"
             ) from error
         try:
             self._server = redis.Redis.from_url(
