@@ -64,6 +64,21 @@ def test_a_clip_that_was_removed_is_made_again(films: Path, tmp_path: Path) -> N
     assert gone.stat().st_size == size
 
 
+def test_a_video_that_was_replaced_is_another_one(films: Path, samples: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "clips"
+    clips(films, out)
+    shutil.copy(samples[1], films / "film-0.mp4")
+    assert "5 videos done by an earlier run, 1 left to do" in clips(films, out).stderr
+
+
+def test_a_video_is_known_whatever_its_clips_had_to_be_called(films: Path, tmp_path: Path) -> None:
+    (other := tmp_path / "other").mkdir()
+    twin = shutil.copy(films / "film-1.mp4", other / "film-0.mp4")
+    both = run("clips", films / "film-0.mp4", twin, "--out", "clips", *SHORT, "--resume", cwd=tmp_path)
+    alone = run("clips", twin, "--out", "clips", *SHORT, "--resume", cwd=tmp_path)
+    assert alone.stdout.splitlines() == both.stdout.splitlines()[1:]
+
+
 def test_other_settings_are_refused_unless_a_new_batch_is_asked_for(films: Path, tmp_path: Path) -> None:
     out = tmp_path / "clips"
     clips(films, out)

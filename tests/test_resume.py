@@ -15,7 +15,7 @@ import pytest
 from tests import tasks
 from tests.waiting import until
 from video.config import ParallelConfig
-from video.errors import CheckpointMismatch, StoreError
+from video.errors import CheckpointMismatch, ConfigError, StoreError
 from video.policies.checkpoint import Checkpoint
 from video.runner import Runner
 
@@ -112,6 +112,27 @@ def test_a_batch_that_is_left_early_goes_on_later(tmp_path: Path) -> None:
     again, outcomes = batch(tmp_path)
     assert again.answered >= 1
     assert [one.value for one in outcomes] == [2 * x for x in range(50)]
+
+
+def test_what_ended_while_nobody_asked_is_kept_when_the_batch_is_left(tmp_path: Path) -> None:
+    ran: list[int] = []
+    with (
+        Checkpoint(tmp_path / "jobs.sqlite") as checkpoint,
+        Runner(ParallelConfig(backend="thread", chunk_size=1, max_workers=2)) as runner,
+        runner.stream(ran.append, range(50), checkpoint=checkpoint) as stream,
+    ):
+        next(stream)
+        until(lambda: len(ran) >= 5)
+        time.sleep(0.1)
+        done = len(ran)
+    again, _ = batch(tmp_path, ran.append)
+    assert again.answered >= done - 2
+
+
+@pytest.mark.parametrize("wrong", ["jobs.sqlite", True])
+def test_what_is_no_checkpoint_is_refused(wrong: Any) -> None:
+    with Runner(ParallelConfig(backend="thread")) as runner, pytest.raises(ConfigError, match="Checkpoint"):
+        runner.map(tasks.double, range(3), checkpoint=wrong)
 
 
 def test_other_settings_are_refused_with_both_ways_out(tmp_path: Path) -> None:

@@ -248,6 +248,8 @@ class Batch(Generic[R]):
                 self._spot_check(self._checks)
         finally:
             self._finished = True
+            if self._gate is not None:
+                self._take_rest()
             self._leave()
             if self._gate is not None and os.getpid() == self._pid:
                 with self._lock:
@@ -412,8 +414,18 @@ class Batch(Generic[R]):
         self._tell_news()
 
     def _take(self, number: int, what: Any) -> None:
-        if number == 0 or self._stopped or self._abandoned:
-            return
+        if number and not (self._stopped or self._abandoned):
+            self._take_in(number, what)
+
+    def _take_rest(self) -> None:
+        """What has ended and nobody will be handed: a checkpoint is to have it all the same."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                number, what = self._done.get_nowait()
+                if number:
+                    self._take_in(number, what)
+
+    def _take_in(self, number: int, what: Any) -> None:
         self._last = time.monotonic()
         if isinstance(what, Ran):
             with self._lock:

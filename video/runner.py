@@ -294,6 +294,10 @@ class Runner:
         # observed would be so in a strange thread; and it is no worker that could be prepared.
         prepared = self.config.initializer is not None or self.config.finalizer is not None
         keeper = how.get("checkpoint")
+        if keeper is not None and not hasattr(keeper, "begin_many"):
+            raise ConfigError(f"checkpoint is {keeper!r}", cure="It takes a video.Checkpoint(path).")
+        if how.get("key") is not None and not callable(how["key"]):
+            raise ConfigError(f"key is {how['key']!r}", cure="It takes a function of an item.")
         policies = self._policies if keeper is None else (keeper, *self._policies)
         watched = self._observers or policies
         here = here and ordered and type(items) in AT_HAND and not watched and not prepared

@@ -46,7 +46,7 @@ class DistributedRateLimiter:
     :param mode: "shared": all workers draw on one budget; "independent": each `worker_id` has one of its own,
         with the whole rate.
     :param store: None: in this process; a path: for the processes of this machine; redis://...: for whoever
-        uses that server (`pip install redis`); or a store. A budget that is there already takes over the
+        uses that server (the extra `redis`); or a store. A budget that is there already takes over the
         figures of the limiter that opens it last.
     :param name: tells this limiter's budgets from others in the same store.
     :param per_day: permits a day, UTC; None: any number.

@@ -419,7 +419,7 @@ def default_key(item: Any) -> str:
         raise ConfigError(
             f"a {type(item).__qualname__} has no key by which later runs would know it ({described(error)})",
             subject="checkpoint",
-            cure="Give a function `key(item) -> str`",
+            cure="Give Checkpoint(key=...) a function of an item that returns a string",
         ) from error
 
 

@@ -165,12 +165,18 @@ class Processor(ABC, Generic[Request, Response]):
             path,
             batch=batch or self.batch_name,
             fingerprint=settings,
-            key=_job_key,
+            key=lambda job: f"refused: {job}" if isinstance(job, VideoError) else self.job_key(job),
             encode=self.plain,
             decode=self.value,
             outputs=self.outputs,
             fork=fork,
         )
+
+    def job_key(self, job: Any) -> str:
+        """What a job is known by in later runs, whatever its place in the batch; its inputs count, too."""
+        from video.policies.checkpoint import default_key
+
+        return default_key([job, *(_stamp(path) for path in self.inputs(job))])
 
     def plain(self, value: Any) -> Any:
         """What a job returned, as plain data (what JSON can hold)."""
@@ -378,11 +384,13 @@ def _run(task: Callable[[Any], Any], job: Any) -> Any:
     return task(job)
 
 
-def _job_key(job: Any) -> str:
-    """What a job is known by in later runs."""
-    from video.policies.checkpoint import default_key
-
-    return f"refused: {job}" if isinstance(job, VideoError) else default_key(job)
+def _stamp(path: Path) -> list[Any]:
+    """A file as it is: another size or time of change makes another one of it."""
+    try:
+        status = path.stat()
+    except OSError:
+        return [str(path)]
+    return [str(path), status.st_size, status.st_mtime_ns]
 
 
 def _source(raw: Any) -> str:

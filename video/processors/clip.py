@@ -137,8 +137,17 @@ class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
     def resource(self, job: ClipJob) -> str:
         return (urlsplit(job.source).hostname or "") if is_url(job.source) else ""
 
+    def job_key(self, job: ClipJob) -> str:
+        # Its clips may have another name where another batch has other videos of that name.
+        return super().job_key(replace(job, stem=""))
+
     def inputs(self, job: ClipJob) -> list[Path]:
-        return [] if is_url(job.source) else [resolve(job.source).fetch(job.source, job.output_dir).path]
+        if is_url(job.source):
+            return []
+        try:
+            return [resolve(job.source).fetch(job.source, job.output_dir).path]
+        except VideoError:  # it fails with that when it runs
+            return []
 
     def outputs(self, value: list[Clip]) -> Iterator[Path]:
         return (clip.path for clip in value)
