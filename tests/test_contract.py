@@ -19,7 +19,7 @@ import pytest
 from tests import pool_engine
 from video import ParallelConfig, register_backend
 from video.backends.base import Ran, Traits
-from video.errors import UnknownName
+from video.errors import BackendUnavailable, UnknownName
 from video.registry import backends
 from video.testing import PROMISES, State, backend_checks, base, check_backend, contract_table, results
 from video.testing.suite import MARKED
@@ -146,6 +146,14 @@ class Swallower(Threads):
         return ran._replace(errors=[])
 
 
+class Hasty(Threads):
+    """Runs what it is given, and only then looks whether its workers are set up."""
+
+    def answer(self, fn: Any, args: Any) -> Any:
+        fn(*args)
+        raise BackendUnavailable("the initializer failed")
+
+
 class ThreadLeaker(Threads):
     def submit(self, fn: Any, /, *args: Any) -> Future[Any]:
         threading.Thread(target=release.wait, name="forgotten", daemon=True).start()
@@ -189,6 +197,7 @@ BROKEN = [
     (Repeater, "no_item_runs_twice", "0: 2"),
     (Shuffler, "every_item_has_one_outcome_in_order", "item [0-9]+ gave"),
     (Swallower, "an_item_that_raises_fails_alone", "item 13 was to fail"),
+    (Hasty, "no_item_runs_where_the_initializer_failed", r"items \[0, 1, 2, 3\] ran"),
     (ThreadLeaker, "leaving_leaves_nothing", "thread forgotten"),
     (FileLeaker, "leaving_leaves_nothing", "file descriptors .*/dev/null"),
     (Mortal, "a_worker_that_exits_costs_its_item", "BrokenProcessPool"),
