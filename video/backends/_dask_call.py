@@ -21,7 +21,7 @@ from typing import Any
 import video.scope as scope
 from video.backends import _pickling
 from video.backends._chunk import Ran, portable
-from video.errors import NotPicklable
+from video.errors import NotPicklable, described
 
 CONFIRM_SECONDS = 30.0
 """How long a call waits at most until the scheduler lets it begin; mostly that takes a millisecond."""
@@ -34,8 +34,8 @@ TAKEN, BEGAN, ENDED, REPORT, MADE, GONE = range(6)
 """Events of a call: its worker has it, and imports what it needs (only with a time limit, which excludes
 that); it begins; its result is on its way; how far it is; a file that is unfinished, or no longer."""
 DONE, FAILED, UNREADABLE, BROKEN, REFUSED = range(5)
-"""Answers: a result; an error; the call did not unpickle; the worker's initializer failed; it had begun
-before, on a worker that is dead."""
+"""Answers: a result; an error; the call did not unpickle; the worker's initializer failed; it may not begin,
+since it had begun before, on a worker that is dead, or for the reason in the body."""
 
 
 class Parcel:
@@ -161,18 +161,18 @@ class _Slot(scope.Slot):
         )
 
 
-def _may_begin(worker: Any, topic: str, number: int, address: str) -> bool:
-    """Ask the scheduler, which then has heard of it.
+def _refusal(worker: Any, topic: str, number: int, address: str) -> Parcel | None:
+    """Ask the scheduler whether the call may begin, of which it then has heard; None: it may.
 
     What a worker only sends can be lost with it: whoever writes to a dead one finds the connection broken,
     and drops what was still to be read from it. And foreign code may keep the interpreter's lock from now on.
     """
-    ask = getattr(worker.scheduler, _begin(topic))
+    ask = getattr(worker.scheduler, _begin_op(topic))
     asked = asyncio.run_coroutine_threadsafe(ask(number=number, address=address), worker.loop.asyncio_loop)
     try:
-        return bool(asked.result(CONFIRM_SECONDS))
-    except Exception:  # noqa: BLE001  # a scheduler that is lost is the caller's to notice
-        return False
+        return None if asked.result(CONFIRM_SECONDS) else Parcel(REFUSED, b"")
+    except Exception as error:  # noqa: BLE001  # the network's, or a scheduler's that was started anew
+        return Parcel(REFUSED, described(error).encode("utf-8", "replace"))
 
 
 def run_call(about: tuple[str, int, bool, bool], call: Parcel | bytes) -> Parcel:
@@ -189,8 +189,8 @@ def run_call(about: tuple[str, int, bool, bool], call: Parcel | bytes) -> Parcel
         address = worker.contact_address or worker.address
         if timed:
             tell(TAKEN, address)
-        elif not _may_begin(worker, topic, number, address):
-            return Parcel(REFUSED, b"")
+        elif (refusal := _refusal(worker, topic, number, address)) is not None:
+            return refusal
         if hooked and (hooks := _hooks.get(topic)) is not None:
             try:
                 hooks.prepare()
@@ -201,8 +201,8 @@ def run_call(about: tuple[str, int, bool, bool], call: Parcel | bytes) -> Parcel
         except BaseException:  # noqa: BLE001  # unpickling runs foreign code, which may raise anything
             return Parcel(UNREADABLE, traceback.format_exc().encode("utf-8", "replace"))
         del call
-        if timed and not _may_begin(worker, topic, number, address):
-            return Parcel(REFUSED, b"")
+        if timed and (refusal := _refusal(worker, topic, number, address)) is not None:
+            return refusal
         try:
             with scope.entered(slot):
                 result = fn(*args)
@@ -266,7 +266,7 @@ def kill_tree(pid: int) -> None:
                 one.kill()
 
 
-def _begin(topic: str) -> str:
+def _begin_op(topic: str) -> str:
     """What the scheduler is asked by a call that is to begin."""
     return f"begin_{topic}"
 
@@ -288,10 +288,10 @@ def open_topic(topic: str, dask_scheduler: Any) -> None:
         dask_scheduler.log_event(topic, (BEGAN, number, address))
         return True
 
-    dask_scheduler.handlers[_begin(topic)] = begin
+    dask_scheduler.handlers[_begin_op(topic)] = begin
 
 
 def forget_topic(topic: str, dask_scheduler: Any) -> None:
     """In a scheduler: the last events of each topic are kept for ever."""
-    dask_scheduler.handlers.pop(_begin(topic), None)
+    dask_scheduler.handlers.pop(_begin_op(topic), None)
     dask_scheduler._broker._topics.pop(topic, None)

@@ -773,6 +773,9 @@ class _Unreadable(Exception):
 def _value(answer: Parcel) -> Any:
     """The result of a call; raises what it raised."""
     if answer.what == REFUSED:
+        if answer.body:
+            words = bytes(answer.body).decode("utf-8", "replace")
+            raise _unavailable(f"its scheduler does not say that a call may begin ({words})")
         raise _chunk_lost("its worker died, and its result with it", certain=False)
     if answer.what == UNREADABLE:
         raise _Unreadable(bytes(answer.body).decode("utf-8", "replace"))
