@@ -16,15 +16,15 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 from zlib import crc32
 
 from video.errors import StoreError
 from video.events import logger
-from video.policies._checkpoint_store import NETWORKS, filesystem
 from video.policies._checks import number
+from video.policies._sqlite import filesystem, is_network, transaction
 
 APPLICATION = 0x76634361
 """SQLite's `application_id`: other programs' databases are left alone."""
@@ -230,7 +230,7 @@ class SqliteCache:
                 self._used.pop(key, None)
                 self._used[key] = None
                 if len(self._used) >= MOST_USES:
-                    with _change(db):
+                    with transaction(db):
                         self._note_uses(db)
             return found
 
@@ -238,7 +238,7 @@ class SqliteCache:
 
     def put(self, key: str, entry: Entry) -> bool:
         def write(db: sqlite3.Connection) -> bool:
-            with _change(db):
+            with transaction(db):
                 return self._put(db, key, entry)
 
         return self._with(write, False)
@@ -248,7 +248,7 @@ class SqliteCache:
         threads and processes. It must not use this store."""
 
         def write(db: sqlite3.Connection) -> None:
-            with _change(db):
+            with transaction(db):
                 entry = change(_entry(db.execute(GET, (key,)).fetchone()))
                 if entry is not None:
                     self._put(db, key, entry)
@@ -275,7 +275,7 @@ class SqliteCache:
     def close(self) -> None:
         def note(db: sqlite3.Connection) -> None:
             if self._used:
-                with _change(db):
+                with transaction(db):
                     self._note_uses(db)
 
         self._with(note, None)
@@ -441,18 +441,6 @@ def _sum(text: str, files: str, created: float) -> int:
     return crc32(f"{created!r}{files}\n{text}".encode("utf-8", "surrogatepass"))
 
 
-@contextlib.contextmanager
-def _change(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:  # some failures end it by themselves
-            db.execute("ROLLBACK")
-        raise
-
-
 def _connect(path: Path) -> sqlite3.Connection:
     """
     :raises OSError, sqlite3.Error: if it cannot be used.
@@ -463,8 +451,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         _check(db)
-        kind = filesystem(path)
-        if kind not in NETWORKS and not kind.startswith("fuse."):
+        if not is_network(filesystem(path)):
             _use_log(db)
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute(f"PRAGMA cache_size = -{CACHE_KB}")
@@ -484,7 +471,7 @@ def _use_log(db: sqlite3.Connection) -> None:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 return  # no shared memory there
-            with _change(db):  # unlike that, this waits for whoever opens the file just now
+            with transaction(db):  # unlike that, this waits for whoever opens the file just now
                 pass
 
 
@@ -495,7 +482,7 @@ def _check(db: sqlite3.Connection) -> None:
         return count, application, db.execute("PRAGMA user_version").fetchone()[0]
 
     if numbers() == (0, 0, 0):
-        with _change(db):
+        with transaction(db):
             if numbers() == (0, 0, 0):  # still, and not made by a process that started at the same time
                 marks = f"PRAGMA application_id = {APPLICATION}", f"PRAGMA user_version = {VERSION}"
                 for statement in (*SCHEMA.split(";\n"), *marks):

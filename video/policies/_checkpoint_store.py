@@ -13,7 +13,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import sqlite3
 import threading
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from video.errors import CheckpointMismatch, StoreError
+from video.policies._sqlite import filesystem, is_network, transaction
 
 APPLICATION = 0x76634B70
 """SQLite's `application_id`: other programs' databases are left alone."""
@@ -37,9 +37,6 @@ BUSY_SECONDS = 30.0
 STAMP_SECONDS = 1.0
 MOST_FAILURES = 20
 """Shown of each batch."""
-NETWORKS = {"9p", "afs", "beegfs", "ceph", "cifs", "gpfs", "lustre", "nfs", "nfs4", "smb2", "smb3", "smbfs"}
-"""Kinds of file system where the log's shared memory does not reach all who use the file."""
-
 BEGUN, DONE, FAILED = 0, 1, 2
 
 Slot = tuple[bytes, int]
@@ -136,7 +133,7 @@ class Store:
 
     def _enter(self, fingerprint: dict[str, Any], total: int | None) -> int:
         """The batch's number in the file; makes it where it is new."""
-        with _transaction(self._db):
+        with transaction(self._db):
             row = self._db.execute(
                 "SELECT id, fingerprint FROM batches WHERE name = ?", (self.batch,)
             ).fetchone()
@@ -173,7 +170,7 @@ class Store:
         number = self._id
         puts = [(number, *slot, *row) for slot, row in rows.items() if row is not None]
         backs = [(number, *slot, BEGUN) for slot, row in rows.items() if row is None]
-        with self._guard, explained(self.path), _transaction(self._db):
+        with self._guard, explained(self.path), transaction(self._db):
             self._db.executemany(PUT, puts)
             if backs:
                 self._db.executemany(TAKE_BACK, backs)
@@ -221,7 +218,7 @@ def forget(path: str | os.PathLike[str], batch: str) -> int:
     """
     with _reading(path) as (where, db):
         number = _row(where, db, batch)[0]
-        with held(where, batch), _transaction(db):
+        with held(where, batch), transaction(db):
             gone = db.execute("DELETE FROM items WHERE batch = ?", (number,)).rowcount
             db.execute("DELETE FROM batches WHERE id = ?", (number,))
         return gone
@@ -347,7 +344,7 @@ def _check(db: sqlite3.Connection, path: Path) -> None:
         return not number("SELECT count(*) FROM sqlite_master") and not number("PRAGMA application_id")
 
     if is_new():
-        with _transaction(db):
+        with transaction(db):
             if is_new():  # still, and not made by a process that started at the same time
                 for statement in SCHEMA.split(";\n"):
                     db.execute(statement)
@@ -370,7 +367,7 @@ def _check(db: sqlite3.Connection, path: Path) -> None:
 def _use_log(db: sqlite3.Connection, path: Path) -> None:
     """Write-ahead logging, or a rollback journal where that does not work."""
     kind, mode = filesystem(path), ""
-    if kind not in NETWORKS and not kind.startswith("fuse."):
+    if not is_network(kind):
         for _ in range(TRIES):
             try:
                 (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -378,7 +375,7 @@ def _use_log(db: sqlite3.Connection, path: Path) -> None:
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                     break  # no shared memory there
-                with _transaction(db):  # unlike that, this waits for whoever opens the file just now
+                with transaction(db):  # unlike that, this waits for whoever opens the file just now
                     pass
     if mode != "wal":
         db.execute("PRAGMA journal_mode = TRUNCATE")
@@ -388,33 +385,6 @@ def _use_log(db: sqlite3.Connection, path: Path) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-def filesystem(path: Path) -> str:
-    """The kind of file system that a path is on, by Linux's list of mounts; "": not known."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
-    except OSError:
-        return ""
-    real, best, kind = os.path.realpath(path), "", ""
-    for line in lines:  # proc(5): ... mount point ... - kind source options
-        left, _, right = line.partition(" - ")
-        point = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), left.split(" ")[4])
-        if len(point) >= len(best) and f"{real}/".startswith(f"{point.rstrip('/')}/"):
-            best, kind = point, right.split(" ")[0]
-    return kind
-
-
-@contextlib.contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:  # some failures end it by themselves
-            db.execute("ROLLBACK")
-        raise
 
 
 @contextlib.contextmanager

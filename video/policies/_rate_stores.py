@@ -17,6 +17,7 @@ import sqlite3
 import struct
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from operator import attrgetter
 from pathlib import Path
@@ -117,7 +118,7 @@ class MemoryStore:
         return state
 
 
-class LocalStore:
+class LocalStore(ABC):
     """What the stores have in common that processes of one machine share.
 
     A process that was forked opens its own: locks and connections that it inherits are its parent's.
@@ -183,19 +184,21 @@ class LocalStore:
             yield state, now
             self._keep(key, pack(state))
 
+    @abstractmethod
     def _alone(self, key: str) -> contextlib.AbstractContextManager[State | bool]:
         """Keep others out. The budget; False: there is none yet; True: it is damaged."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _keep(self, key: str, data: bytes) -> None:
-        raise NotImplementedError
+        """Write the budget."""
 
+    @abstractmethod
     def _shut(self) -> None:
-        raise NotImplementedError
+        """Let go of the files."""
 
+    @abstractmethod
     def _forget(self) -> None:
         """As `_shut`, for what was inherited: it must not be touched."""
-        raise NotImplementedError
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

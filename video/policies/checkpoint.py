@@ -45,9 +45,10 @@ from video.policies._checkpoint_store import (
     forget,
     list_batches,
 )
+from video.policies._content import content_key
 from video.policies.base import Job, Verdict
 
-__all__ = ["BatchInfo", "Checkpoint", "batch_info", "default_key", "forget", "list_batches"]
+__all__ = ["BatchInfo", "Checkpoint", "batch_info", "forget", "list_batches"]
 
 GROUP_ROWS = 1000
 """A commit of so many costs some 3 us a row (benchmarks/bench_checkpoint.py); more gain nothing."""
@@ -68,7 +69,7 @@ class Checkpoint:
     :param batch: name of the batch in that file.
     :param fingerprint: settings that change what items give, by name, as plain data; no secrets, since they
         are stored and shown. A batch that was made with others is refused.
-    :param key: what an item is known by in later runs, whatever its place in the input; None: `default_key`.
+    :param key: what an item is known by in later runs, whatever its place in the input; None: `content_key`.
         Equal items are told apart by counting them.
     :param encode: a value as plain data (what JSON can hold); None: it is plain data.
     :param decode: the way back. JSON turns tuples into lists and the keys of a dict into strings.
@@ -92,6 +93,7 @@ class Checkpoint:
     """
 
     name = "checkpoint"
+    answers = True
 
     def __init__(
         self,
@@ -127,7 +129,7 @@ class Checkpoint:
         """Items of this run that an earlier one had done."""
         self.begun = 0
         """Items of this run that had to run. 0 at the end: there was nothing to do."""
-        self._key = key or default_key
+        self._key = key or content_key
         self._encode, self._decode, self._outputs = encode, decode, outputs
         self._whole_bytes = whole_bytes
         self._interval = interval
@@ -298,13 +300,11 @@ class Checkpoint:
     def _digest(self, item: Any) -> bytes:
         try:
             return blake2b(self._key(item).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        except ConfigError:
-            raise
         except Exception as error:
             raise ConfigError(
-                f"fails for a {type(item).__qualname__}: {described(error)}",
-                subject="key",
-                cure="It takes an item and returns a string",
+                f"has no key by which later runs would know it ({described(error)})",
+                subject=f"an item of type {type(item).__qualname__}",
+                cure="Give Checkpoint(key=...) a function of an item that returns a string.",
             ) from error
 
     def _answers(self, jobs: Sequence[Job], slots: Sequence[Slot]) -> dict[int, Outcome[Any]]:
@@ -407,22 +407,6 @@ class Checkpoint:
             self._try_commit()
 
 
-def default_key(item: Any) -> str:
-    """Plain data, dataclasses, enumerations, paths and pydantic models as one line of JSON, equal for equal
-    items in every process. An input's content is not part of it.
-
-    :raises ConfigError: if there is anything else in it.
-    """
-    try:
-        return _encoder.encode(item)
-    except Exception as error:
-        raise ConfigError(
-            f"a {type(item).__qualname__} has no key by which later runs would know it ({described(error)})",
-            subject="checkpoint",
-            cure="Give Checkpoint(key=...) a function of an item that returns a string",
-        ) from error
-
-
 def _plain(value: Any) -> Any:
     kind = type(value)
     if isinstance(value, PurePath):
@@ -452,10 +436,12 @@ def _plain_fingerprint(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     :raises ConfigError: if it is not plain data.
     """
     try:
-        return {str(name): json.loads(default_key(value)) for name, value in fingerprint.items()}
-    except ConfigError as error:
+        return {str(name): json.loads(_encoder.encode(value)) for name, value in fingerprint.items()}
+    except Exception as error:
         raise ConfigError(
-            f"holds what is no plain data ({error.cause})", subject="fingerprint", cure="Give plain settings"
+            f"holds what is no plain data ({described(error)})",
+            subject="fingerprint",
+            cure="Give plain settings",
         ) from error
 
 

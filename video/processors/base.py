@@ -174,9 +174,13 @@ class Processor(ABC, Generic[Request, Response]):
 
     def job_key(self, job: Any) -> str:
         """What a job is known by in later runs, whatever its place in the batch; its inputs count, too."""
-        from video.policies.checkpoint import default_key
+        from video.policies._content import content_key, file_stamp
 
-        return default_key([job, *(_stamp(path) for path in self.inputs(job))])
+        stamps = []
+        for path in self.inputs(job):
+            with contextlib.suppress(OSError):  # the job fails with that when it runs
+                stamps.append(file_stamp(path))
+        return content_key([job, stamps])
 
     def plain(self, value: Any) -> Any:
         """What a job returned, as plain data (what JSON can hold)."""
@@ -382,15 +386,6 @@ def _run(task: Callable[[Any], Any], job: Any) -> Any:
     if isinstance(job, VideoError):
         raise job
     return task(job)
-
-
-def _stamp(path: Path) -> list[Any]:
-    """A file as it is: another size or time of change makes another one of it."""
-    try:
-        status = path.stat()
-    except OSError:
-        return [str(path)]
-    return [str(path), status.st_size, status.st_mtime_ns]
 
 
 def _source(raw: Any) -> str:
