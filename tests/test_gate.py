@@ -29,6 +29,7 @@ class Open:
     """Lets everything pass, and writes down what it was asked."""
 
     name = "open"
+    answers = False
 
     def __init__(self, *, idle: bool = False) -> None:
         self.said: list[tuple[str, int]] = []
@@ -176,11 +177,19 @@ def test_policies_settle_in_reverse_order() -> None:
 
 
 def test_items_that_wait_hold_no_worker() -> None:
-    """Two workers, and twenty items that each wait 0.3 s: one after the other they would take 3 s."""
-    started = time.monotonic()
-    outcomes = run(Later(0.3))
+    """Two workers, and all twenty have been put off before the first has run."""
+
+    class Counts(Later):
+        put_off_before_the_first = 0
+
+        def settle(self, job: Job, outcome: Outcome[Any], now: float) -> Verdict:
+            self.put_off_before_the_first = self.put_off_before_the_first or len(self.seen)
+            return super().settle(job, outcome, now)
+
+    policy = Counts(0.3)
+    outcomes = run(policy)
     assert [one.value for one in outcomes] == [double(x) for x in range(20)]
-    assert time.monotonic() - started < 2.0
+    assert policy.put_off_before_the_first == 20
 
 
 @pytest.mark.parametrize("backend", ["serial", "thread", "process", "joblib"])
@@ -313,6 +322,17 @@ def test_an_item_that_waits_can_be_cancelled() -> None:
     assert [one.attempts for one in found] == [0, 0]
 
 
+def test_an_item_that_waits_and_is_dropped_gives_back_what_it_had_reserved() -> None:
+    policy = Later(30.0)
+    gate = Gate([policy])
+    gate.admit(0, "item", 0, 0.0)
+    assert gate.drop(0, 1.0)
+    assert not gate.drop(0, 1.0)
+    gate.admit(1, "item", 0, 1.0)
+    gate.leave(2.0)
+    assert policy.said == [("withdraw", 0), ("withdraw", 1)]
+
+
 def test_leaving_a_batch_gives_back_what_its_items_took() -> None:
     policy = Open()
     release = threading.Event()
@@ -336,11 +356,13 @@ def test_a_cache_and_twins_stand_before_what_is_spent_on_an_attempt() -> None:
 
     config = ParallelConfig(backend="thread", max_retries=2, retry_delay_seconds=0.01, rate_limit_rpm=60_000)
     cache = CachePolicy(MemoryCache(), task="double")
-    with Runner(config, policies=[Twins(), cache]) as runner:
+    before = Open()
+    with Runner(config, policies=[before, Twins(), cache]) as runner:
         first = runner.map(fail_at_first, ["a", "b", "a", "a"])
         again = runner.map(fail_at_first, ["a", "b"])
     assert [one.value for one in first] == ["aa", "bb", "aa", "aa"]
-    assert Counter(one.origin == "run" for one in first) == {True: 2, False: 2}
+    assert [one.origin for one in first] == ["run", "run", "twin", "twin"]
+    assert {index for what, index in before.said if what == "admit"} == {0, 1}, "it stands after both"
     assert tries == {"a": 2, "b": 2}
     assert [(one.value, one.origin, one.attempts) for one in again] == [
         ("aa", "cache", 0),

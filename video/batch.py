@@ -248,12 +248,13 @@ class Batch(Generic[R]):
                 self._spot_check(self._checks)
         finally:
             self._finished = True
-            if self._gate is not None:
+            gate = self._gate if os.getpid() == self._pid else None  # a forked child has none of this
+            if gate is not None:
                 self._take_rest()
             self._leave()
-            if self._gate is not None and os.getpid() == self._pid:
+            if gate is not None:
                 with self._lock:
-                    self._gate.leave(time.monotonic(), reducer.drawn if reducer.ended else None)
+                    gate.leave(time.monotonic(), reducer.drawn if reducer.ended else None)
             if pilot is not None:
                 pilot.close()
             self._tell(Kind.BATCH_FINISHED, total=reducer.handed, seconds=time.perf_counter() - started)

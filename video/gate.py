@@ -127,14 +127,12 @@ class Gate:
         self._wait(job, now, alone=True)
 
     def leave(self, now: float, total: int | None = None) -> None:
-        """The batch ends: what has been admitted and has no outcome gives back what it took.
+        """The batch ends: what has no outcome gives back what it took.
 
         :param total: items of the input, if all were drawn.
         """
-        waiting = set(self.waiting())
-        for index, job in list(self._jobs.items()):
-            if index not in waiting:
-                self._withdraw(job, now, self._policies)
+        for job in self._jobs.values():
+            self._withdraw(job, now, self._policies)
         self._jobs.clear()
         self._later.clear()
         for policy in self._keepers:
@@ -145,17 +143,15 @@ class Gate:
             except VideoError as error:  # nothing that was handed out is concerned
                 logger.warning("%s", error)
 
-    def drop(self, index: int) -> Any:
-        """An item that waits here is not wanted any more.
-
-        :return: the item.
-        :raises LookupError: if it does not wait here.
-        """
-        place = next(place for place, one in enumerate(self._later) if one[1] == index)
-        item = self._later.pop(place)[2]
+    def drop(self, index: int, now: float) -> bool:
+        """An item is not wanted any more; False: it does not wait here."""
+        place = next((place for place, one in enumerate(self._later) if one[1] == index), None)
+        if place is None:
+            return False
+        del self._later[place]
         heapq.heapify(self._later)
-        del self._jobs[index]
-        return item
+        self._withdraw(self._jobs.pop(index), now, self._policies)
+        return True
 
     def saw(self, index: int) -> bool:
         """Whether an item was looked at by itself, and has no outcome yet."""

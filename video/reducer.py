@@ -366,8 +366,7 @@ class Reducer:
                         queue.insert(place, Waiting(indexes, items, waiting.alone, waiting.unbegun))
                     self._fail(index, waiting.items[at], reason, ran=False)
                     return True, None
-        if self._gate is not None and index in self._gate.waiting():
-            self._gate.drop(index)
+        if self._gate is not None and self._gate.drop(index, now):
             record = self._records.pop(index, None) or Record()
             self._finish([Outcome(index, None, reason, record.attempts)])
             return True, None

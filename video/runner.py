@@ -38,8 +38,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-ANSWERING = ("cache", "twins")
-"""Policies that stand before all that is spent on an attempt."""
 ORDERS = ("input", "shortest", "longest")
 CALIBRATED_FROM = 20.0
 """Seconds of work of which the half second that measuring the engines takes is a small part."""
@@ -83,8 +81,8 @@ class Runner:
 
     :param observers: told of every event, in all batches.
     :param policies: what decides whether, when and how often an item runs (`video.policies`). They stand
-        after those that the settings ask for, but for a cache and twins, which stand before; and all batches
-        of this runner share them.
+        after those that the settings ask for, but for those that may have the answer already (a cache,
+        twins); and all batches of this runner share them.
 
     >>> with Runner(ParallelConfig(backend="thread", max_workers=2)) as runner:
     ...     [outcome.value for outcome in runner.map(len, ["a", "bb", "ccc"])]
@@ -105,12 +103,8 @@ class Runner:
             )
         self.config = config or ParallelConfig()
         self._observers = tuple(observers)
-        given = tuple(policies)
-        self._policies = (
-            *(policy for policy in given if policy.name in ANSWERING),
-            *standard(self.config, self._observers),
-            *(policy for policy in given if policy.name not in ANSWERING),
-        )
+        row = (*standard(self.config, self._observers), *policies)
+        self._policies = tuple(sorted(row, key=lambda policy: not policy.answers))
         self._opening = Lock()
         self._open: dict[tuple[str, int, int], tuple[Executor, Traits]] = {}
         """Engines that are warm, by name, width, and the batch that has it for itself (0: all may use it)."""
@@ -293,13 +287,8 @@ class Runner:
         # While the caller's thread runs an item, nobody can be handed another's outcome; what is drawn or
         # observed would be so in a strange thread; and it is no worker that could be prepared.
         prepared = self.config.initializer is not None or self.config.finalizer is not None
-        keeper = how.get("checkpoint")
-        if keeper is not None and not hasattr(keeper, "begin_many"):
-            raise ConfigError(f"checkpoint is {keeper!r}", cure="It takes a video.Checkpoint(path).")
-        if how.get("key") is not None and not callable(how["key"]):
-            raise ConfigError(f"key is {how['key']!r}", cure="It takes a function of an item.")
-        policies = self._policies if keeper is None else (keeper, *self._policies)
-        watched = self._observers or policies
+        gate = self._gate(how)
+        watched = self._observers or gate is not None
         here = here and ordered and type(items) in AT_HAND and not watched and not prepared
         auto = self._auto(task, how, here) if choice.measure else None
         opened = Opened(*self._engine(choice)) if auto is None else auto.first()
@@ -318,9 +307,6 @@ class Runner:
             logger.info("%s", decision.line)
         else:
             self._latest = lambda: auto.decision
-        cost = how.get("cost")
-        weigh = cost if callable(cost) else None
-        gate = Gate(policies, how.get("key"), weigh) if policies else None
         batch: Batch[R] = Batch(
             self,
             task,
@@ -331,13 +317,23 @@ class Runner:
             ordered,
             self._observers,
             prefetch,
-            auto,
-            gate,
-            order,
+            pilot=auto,
+            gate=gate,
+            order=order,
         )
         with self._opening:
             self._running.add(batch)
         return batch
+
+    def _gate(self, how: How) -> Gate | None:
+        """Where the policies of a batch stand; None: it has none."""
+        keeper, key, cost = how.get("checkpoint"), how.get("key"), how.get("cost")
+        if keeper is not None and not hasattr(keeper, "begin_many"):
+            raise ConfigError(f"checkpoint is {keeper!r}", cure="It takes a video.Checkpoint(path).")
+        if key is not None and not callable(key):
+            raise ConfigError(f"key is {key!r}", cure="It takes a function of an item.")
+        row = self._policies if keeper is None else (keeper, *self._policies)
+        return Gate(row, key, cost if callable(cost) else None) if row else None
 
     def _auto(self, task: Callable[..., Any], how: How, here: bool) -> Auto:
         """What chooses the engine of a batch while it runs.

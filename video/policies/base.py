@@ -43,6 +43,8 @@ class Job:
 class Policy(Protocol):
     name: str
     """What it is called in `Outcome.origin`, in events and in statistics."""
+    answers: bool
+    """It may have an item's answer already, and so stands before all that is spent on an attempt."""
 
     def admit(self, job: Job, now: float) -> Verdict:
         """Before an attempt: None takes what the attempt needs (a permit, a place); a number says in how many
@@ -55,7 +57,8 @@ class Policy(Protocol):
         ...
 
     def withdraw(self, job: Job, now: float) -> None:
-        """An attempt that it had admitted does not take place: gives back what that took."""
+        """An attempt that it had admitted does not take place, or an item that it had put off is not wanted
+        any more: gives back what that took."""
         ...
 
     def idle(self, now: float) -> bool:

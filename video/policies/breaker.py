@@ -64,6 +64,8 @@ class BreakerPolicy:
     :raises ConfigError: naming the argument.
     """
 
+    answers = False
+
     def __init__(
         self,
         rules: BreakerRules | None = None,

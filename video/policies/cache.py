@@ -69,6 +69,7 @@ class CachePolicy:
     """
 
     name = "cache"
+    answers = True
 
     def __init__(
         self,

@@ -50,6 +50,7 @@ class RatePolicy:
     """
 
     name = "rate"
+    answers = False
 
     def __init__(
         self,

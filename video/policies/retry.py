@@ -107,6 +107,7 @@ class Retry:
     """
 
     name = "retry"
+    answers = False
 
     def __init__(
         self,

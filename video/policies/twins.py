@@ -73,6 +73,7 @@ class Twins:
     """
 
     name = "twin"
+    answers = True
 
     def __init__(self, key: Callable[[Any], str] | None = None) -> None:
         if key is not None and not callable(key):
