@@ -916,12 +916,18 @@ def test_hooks_run_once_in_each_worker_before_its_calls_and_when_it_leaves(tmp_p
     def leave() -> None:
         Path(folder, f"out-{os.getpid()}").touch(exist_ok=False)
 
+    gone = tmp_path / "gone"
+
+    def die(_: object) -> None:
+        gone.write_text(str(os.getpid()))
+        os._exit(0)
+
     with executor(initializer=enter, finalizer=leave) as one:
         futures = [send(one, lambda _: (time.sleep(0.1), os.getpid())[1], 0) for _ in range(6)]
         pids = {future.result(SECONDS).values[0] for future in futures}
         assert {path.name for path in tmp_path.iterdir()} == {f"in-{pid}" for pid in pids}
-        failure(one.submit(os._exit, 0))
-        pids = {pid for pid in pids if alive(pid)}
+        failure(send(one, die, 0))
+        pids.discard(int(gone.read_text()))
         futures = [send(one, lambda _: (time.sleep(0.2), os.getpid())[1], 0) for _ in range(6)]
         pids |= {future.result(SECONDS).values[0] for future in futures}
     assert {path.name for path in tmp_path.glob("out-*")} == {f"out-{pid}" for pid in pids}
