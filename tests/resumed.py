@@ -80,6 +80,7 @@ def lab(folder: Path, kills: int, seed: int) -> None:
         number += 1
         place, run, ended = folder / f"batch-{number}", 0, False
         place.mkdir()
+        (place / "killed").touch()  # the last batch may well end before its first kill
         while not ended:
             run += 1
             child = os.fork()
