@@ -259,7 +259,7 @@ class Runner:
             threads = plan.native_threads(self.config.threads_per_worker, machine.cpus, best.workers)
             choice = plan.Choice(best.backend, best.workers, threads, reason)
         if choice.backend in self._replaced:
-            choice = plan.instead(choice, self._replaced[choice.backend])
+            choice = plan.instead(choice, self._instead_of(choice.backend))
         left = how.get("total")
         return Decision(
             choice.backend, choice.workers, choice.threads, choice.reason, candidates, known, machine, left
@@ -434,7 +434,7 @@ class Runner:
                 self._open.clear()
             messages: list[str] = []
             while True:
-                name = self._replaced.get(choice.backend, choice.backend)
+                name = self._instead_of(choice.backend)
                 if name != choice.backend:
                     choice = plan.instead(choice, name)
                 try:
@@ -451,6 +451,12 @@ class Runner:
                     message = f"the {name} engine cannot start, {simpler} is used instead: {error}"
                     emit(self._observers, Event(Kind.ENGINE_REPLACED, simpler, message=message, error=error))
                     messages.append(message)
+
+    def _instead_of(self, name: str) -> str:
+        """The engine that does the work of this one, as far as is known: itself, where it was not refused."""
+        while name in self._replaced:
+            name = self._replaced[name]
+        return name
 
     def _executor(self, choice: plan.Choice, own: bool) -> tuple[Executor, Traits]:
         key = choice.backend, choice.workers, next(_owners) if own else 0

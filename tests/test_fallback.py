@@ -1,0 +1,121 @@
+"""An engine that cannot start is replaced by a simpler one, with one warning that says why."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tasks
+from video import ParallelConfig, Runner, registry
+from video.errors import BackendUnavailable
+from video.events import Event, Kind
+from video.runner import EngineReplacedWarning
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Engines of these names cannot start, as where no process, thread or memory is to be had."""
+    whole = registry.backends.get
+
+    def get(name: str) -> Any:
+        engine = whole(name)
+        if name not in names:
+            return engine
+
+        class Refusing:
+            traits = engine.traits
+
+            def __init__(self, config: ParallelConfig) -> None:
+                pass
+
+            def open(self, workers: int) -> Any:
+                raise BackendUnavailable(f"no {name} is to be had")
+
+        return Refusing
+
+    monkeypatch.setattr(registry.backends, "get", get)
+
+
+@pytest.mark.parametrize(
+    ("asked", "refused", "used"),
+    [
+        ("dask", {"dask"}, "process"),
+        ("joblib", {"joblib"}, "process"),
+        ("process", {"process"}, "thread"),
+        ("thread", {"thread"}, "serial"),
+        ("dask", {"dask", "process"}, "thread"),
+        ("joblib", {"joblib", "process", "thread"}, "serial"),
+    ],
+)
+def test_the_next_simpler_engine_that_starts_does_the_work_with_one_warning(
+    asked: str, refused: set[str], used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip({"dask": "distributed"}.get(asked, "joblib"))
+    refuse(monkeypatch, *refused)
+    events: list[Event] = []
+    with Runner(ParallelConfig(backend=asked, max_workers=2), observers=[events.append]) as runner:
+        with pytest.warns(EngineReplacedWarning) as caught:
+            assert [one.value for one in runner.map(tasks.double, range(9))] == [2 * n for n in range(9)]
+        assert len(caught) == 1
+        for name in refused:
+            assert f"no {name} is to be had" in str(caught[0].message)
+        decision = runner.explain()
+        assert decision is not None
+        assert decision.backend == used
+        told = [one.message for one in events if one.kind is Kind.ENGINE_REPLACED]
+        assert len(told) == len(refused)
+        with warnings.catch_warnings():  # it is said once
+            warnings.simplefilter("error")
+            assert len(runner.map(tasks.double, range(3))) == 3
+
+
+def test_a_strict_runner_takes_no_simpler_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, "process")
+    with (
+        Runner(ParallelConfig(backend="process", strict=True)) as runner,
+        pytest.raises(BackendUnavailable, match="no process is to be had"),
+    ):
+        runner.map(tasks.double, range(3))
+
+
+def test_no_engine_that_cannot_hold_the_time_limit_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, "thread")
+    with (
+        Runner(ParallelConfig(backend="thread", timeout=5)) as runner,
+        pytest.raises(BackendUnavailable, match="no thread is to be had"),
+    ):
+        runner.map(tasks.double, range(3))
+
+
+def test_a_cluster_that_nobody_serves_leaves_the_work_to_processes() -> None:
+    pytest.importorskip("distributed")
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        config = ParallelConfig(backend="dask", cluster=address, max_workers=2)
+        with Runner(config) as runner, pytest.warns(EngineReplacedWarning, match="process is used instead"):
+            assert [one.value for one in runner.map(tasks.double, range(4))] == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("engine", ["serial", "thread", "process", "async", "joblib"])
+def test_each_worker_that_was_set_up_is_put_away(engine: str, tmp_path: Path) -> None:
+    """A finalizer runs once for each initializer, when the runner is left."""
+    pytest.importorskip("joblib")
+
+    def note(name: str) -> Callable[[], None]:
+        return lambda: (tmp_path / f"{name}-{uuid.uuid4()}").touch()
+
+    def count(name: str) -> int:
+        return len(list(tmp_path.glob(f"{name}-*")))
+
+    config = ParallelConfig(backend=engine, max_workers=2, initializer=note("in"), finalizer=note("out"))
+    with Runner(config) as runner:
+        assert len(runner.map(tasks.double, range(20))) == 20
+        assert count("in") >= 1
+        assert count("out") == 0
+    assert count("out") == count("in")
