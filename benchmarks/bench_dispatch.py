@@ -37,7 +37,9 @@ WORKERS = 2
 COROUTINES = 64
 """At once, on both sides."""
 ROUNDS = 9
-DASK_ROUNDS = 5
+DASK_ROUNDS = 7
+DASK_CALM = 0.3
+"""Seconds between the sides, in which the cluster's loops come to rest."""
 
 Mapped = Callable[..., Side]
 
@@ -307,8 +309,9 @@ def test_dask(versus: Versus, mapped: Mapped, client: Any) -> None:
         client.gather(client.map(nothing, range(DASK_ITEMS), pure=False))
         end = time.perf_counter()
         # The cluster forgets so many tasks for a while yet, which must not fall into our time.
-        while client.run_on_scheduler(tasks_left):
+        while client.run_on_scheduler(tasks_left) or any(client.run(tasks_held).values()):
             time.sleep(0.05)
+        time.sleep(DASK_CALM)
         return end - start
 
     ours = mapped("dask", DASK_ITEMS, cluster=client, strict=True)
@@ -324,3 +327,7 @@ def test_dask(versus: Versus, mapped: Mapped, client: Any) -> None:
 
 def tasks_left(dask_scheduler: Any) -> int:
     return len(dask_scheduler.tasks)
+
+
+def tasks_held(dask_worker: Any) -> int:
+    return len(dask_worker.state.tasks)

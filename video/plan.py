@@ -15,9 +15,9 @@ TARGET_SECONDS = 0.1
 short enough that no worker waits long for the last one."""
 LARGEST_CHUNK = 1024
 """The cost of a call is then below 0.1 us an item."""
-GROWTH = 16
-"""From one chunk to the next: few steps, since a call may cost a millisecond (Dask). Where quick items come
-first and slow ones follow, a worker gives back what it has not begun (`backends.base.CHUNK_SECONDS`)."""
+GROWTH = 64
+"""From one chunk to the next: few steps, since each may take 20 ms (Dask). Where quick items come first and
+slow ones follow, a worker gives back what it has not begun (`backends.base.CHUNK_SECONDS`)."""
 LEAST_SECONDS = 1e-3
 """Work that no chunk goes below at the end of a batch: some ten times the cost of a call."""
 SPREAD_SECONDS = 5e-3
