@@ -23,7 +23,7 @@ from video import plan
 from video.backends.base import CHUNK_SECONDS, Executor, Ran, Traits, run_chunk, run_packed
 from video.config import ParallelConfig
 from video.errors import BatchFailed, ItemCancelled, described
-from video.events import Event, Kind, Observer, emit
+from video.events import Event, Kind, Observer, emit, logger
 from video.gate import Gate
 from video.outcome import Outcome
 from video.reducer import Lease, Reducer, Rules
@@ -257,7 +257,9 @@ class Batch(Generic[R]):
                     gate.leave(time.monotonic(), reducer.drawn if reducer.ended else None)
             if pilot is not None:
                 pilot.close()
-            self._tell(Kind.BATCH_FINISHED, total=reducer.handed, seconds=time.perf_counter() - started)
+            counts = {} if self._gate is None else self._gate.counts()
+            seconds = time.perf_counter() - started
+            self._tell(Kind.BATCH_FINISHED, total=reducer.handed, seconds=seconds, counts=counts)
 
     def stop(self) -> None:
         """End `rounds`, from any thread."""
@@ -400,6 +402,8 @@ class Batch(Generic[R]):
         with contextlib.suppress(queue.Empty):
             wait = None
             at = reducer.check_at() if self._pilot is None else min(reducer.check_at(), self._pilot.check_at)
+            if self._gate is not None:
+                at = min(at, self._gate.watch_at)
             if block and at < float("inf"):
                 wait = max(0.0, at - time.monotonic())
             number, what = happened.get(block, wait)
@@ -412,7 +416,20 @@ class Batch(Generic[R]):
                 running = {lease.number: self._runs(lease.number) for lease in reducer.leases()}
                 for number in reducer.overdue(now, running):
                     self._give_up(number)
+        if self._gate is not None and self._gate.watch_at <= now:
+            self._watch(self._gate, now)
         self._tell_news()
+
+    def _watch(self, gate: Gate, now: float) -> None:
+        why, policy = gate.watch(now)
+        if not why:
+            return
+        for engine in {id(engine): engine for _, engine in self._held.values()}.values():
+            relieve = getattr(engine.opened.executor, "relieve", None)
+            if relieve is not None and relieve(policy.tree, why):
+                policy.ended()
+                self._tell(Kind.MEMORY_PRESSED, message=why)
+                logger.warning("the fattest worker was ended: %s", why)
 
     def _take(self, number: int, what: Any) -> None:
         if number and not (self._stopped or self._abandoned):

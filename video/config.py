@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from video import scope
 from video.errors import ConfigError
 
 
@@ -83,6 +84,13 @@ class ParallelConfig:
     """For how long it is left alone before it is probed."""
     rate_limit_rpm: float | None = None
     """Items that may begin in any minute, for each `key` (a host, a service) by itself. None: no limit."""
+    memory_limit_gb: float | None = None
+    """GB (of 2^30 bytes) that this program, its workers and their children may hold together: items wait for
+    room, and a worker process that overruns it is ended. See `video.policies.memory`. None: no limit."""
+    memory_limit_fraction: float | None = None
+    """The same as a share, up to 1, of what the machine, or the control group, has."""
+    enable_garbage_collection: bool = True
+    """Collect garbage, here and in worker processes, where little of the memory limit is left."""
     enable_caching: bool = False
     """Processors: a request that was answered before, and whose input and outputs have not changed since, is
     answered again without being run."""
@@ -128,8 +136,31 @@ class ParallelConfig:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}", cure="It takes a function of no arguments, or None."
                 )
+        if self.memory_limit_fraction is not None:
+            if self.memory_limit_fraction > 1:
+                raise ConfigError(
+                    f"memory_limit_fraction is {self.memory_limit_fraction!r}",
+                    cure="It takes a share above 0, up to 1; memory_limit_gb takes GB.",
+                )
+            if self.memory_limit_gb is not None:
+                raise ConfigError(
+                    "memory_limit_gb and memory_limit_fraction are both set", cure="Set one of them."
+                )
+            if self.memory_limit_bytes == float("inf"):
+                raise ConfigError(
+                    "nobody knows here how much memory there is", cure="Use memory_limit_gb instead."
+                )
         if self.fail not in ("isolate", "fast"):
             raise ConfigError(f"fail is {self.fail!r}", cure='It takes "isolate" or "fast".')
+
+    @property
+    def memory_limit_bytes(self) -> float | None:
+        """What the two memory limits come to here; None: no limit."""
+        if self.memory_limit_gb is not None:
+            return self.memory_limit_gb * 2**30
+        if self.memory_limit_fraction is not None:
+            return self.memory_limit_fraction * scope.usable_memory()
+        return None
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> ParallelConfig:
@@ -174,6 +205,8 @@ _MEASURES = (
     ("retry_deadline_seconds", "seconds", True),
     ("recovery_timeout_seconds", "seconds", False),
     ("rate_limit_rpm", "items a minute", True),
+    ("memory_limit_gb", "GB", True),
+    ("memory_limit_fraction", "a share", True),
     ("cache_ttl_hours", "hours", False),
 )
 """Settings that are figures above 0: each with its unit, and whether it may be None."""
@@ -182,6 +215,7 @@ _SWITCHES = (
     "use_numba",
     "exponential_backoff",
     "circuit_breaker_enabled",
+    "enable_garbage_collection",
     "enable_caching",
     "strict",
 )

@@ -10,8 +10,9 @@
      │   ├─ ItemTimeout             TimeoutError        it ran longer than `timeout`
      │   ├─ ItemCancelled           RuntimeError        it was cancelled, or its batch was left
      │   ├─ WorkerDied              RuntimeError        its worker died (signal or exit code)
-     │   │   ├─ WorkerOutOfMemory   MemoryError         the system ended it for want of memory
+     │   │   ├─ WorkerOutOfMemory   MemoryError         it was ended for want of memory
      │   │   └─ Quarantined                             it has killed worker after worker
+     │   ├─ MemoryExceeded          MemoryError         the memory budget has no room for it
      │   ├─ NotPicklable            TypeError           it cannot cross to or from a worker
      │   ├─ RemoteError             RuntimeError        stands for an error that cannot cross
      │   ├─ CircuitOpen             ConnectionError     what it uses fails too often to be tried
@@ -149,7 +150,12 @@ class WorkerDied(TaskError, RuntimeError):
 
 
 class WorkerOutOfMemory(WorkerDied, MemoryError):
-    """The system ended the worker for want of memory; the item was the one that it ran."""
+    """The system, or the memory guard, ended the worker for want of memory; the item was the one that it
+    ran."""
+
+
+class MemoryExceeded(TaskError, MemoryError):
+    """The memory budget has no room for the item, although nothing else runs; it was not begun."""
 
 
 class Quarantined(WorkerDied):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -19,6 +19,9 @@ class Kind(StrEnum):
     ITEM_FAILED = "item_failed"
     ITEMS_RERUN = "items_rerun"
     BREAKER_CHANGED = "breaker_changed"
+    RATE_CHANGED = "rate_changed"
+    MEMORY_PRESSED = "memory_pressed"
+    """A worker process was ended for the memory limit's sake."""
     SPOT_CHECK_DIFFERED = "spot_check_differed"
     ENGINE_CHOSEN = "engine_chosen"
     ENGINE_REPLACED = "engine_replaced"
@@ -43,6 +46,8 @@ class Event:
     message: str = ""
     values: tuple[Any, Any] | None = None
     """Of a spot check: what the engine gave, and what the caller's own process gave."""
+    counts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of a finished batch: what each policy of its runner has counted by now, by name."""
     at: float = field(default_factory=time.time)
     """Seconds since the epoch."""
 

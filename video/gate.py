@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -40,6 +41,9 @@ class Gate:
             first, "begin_many", None
         )
         self._keepers: list[Any] = [one for one in self._policies if hasattr(one, "flush")]
+        self._watchers: list[Any] = [one for one in self._policies if hasattr(one, "watch")]
+        self.watch_at = -math.inf if self._watchers else math.inf
+        """When `watch` is to be asked next, while anything runs."""
         self._key = key
         self._cost = cost
         self._jobs: dict[int, Job] = {}
@@ -125,6 +129,21 @@ class Gate:
         else:
             job = self._jobs[index] = Job(index, item)
         self._wait(job, now, alone=True)
+
+    def watch(self, now: float) -> tuple[str, Any]:
+        """Those that look after what runs do so: why the fattest worker has to end, if it has, and who says
+        so."""
+        self.watch_at = math.inf
+        reason: tuple[str, Any] = "", None
+        for policy in self._watchers:
+            at, why = policy.watch(now)
+            self.watch_at = min(self.watch_at, at)
+            reason = reason if reason[0] else (why, policy)
+        return reason
+
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """What policies have counted, by their names."""
+        return {one.name: one.counts() for one in self._policies if hasattr(one, "counts")}
 
     def leave(self, now: float, total: int | None = None) -> None:
         """The batch ends: what has no outcome gives back what it took.

@@ -353,22 +353,5 @@ def _peak() -> float:
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
-def free_memory() -> float:
-    """Bytes that this process may still fill: of the system, or of its control group where that has less."""
-    free = [float("inf")]
-    try:
-        with open("/proc/meminfo", "rb", buffering=0) as file:
-            # It stands in the third line; to read and divide all fifty of them takes ten times as long.
-            free.append(int(file.read(256).partition(b"MemAvailable:")[2].split()[0]) * 1024)
-    except (OSError, ValueError, IndexError):
-        pass
-    try:
-        with open("/sys/fs/cgroup/memory.max") as most, open("/sys/fs/cgroup/memory.current") as current:
-            free.append(float(most.read()) - float(current.read()))
-    except (OSError, ValueError):  # no limit is the word "max"
-        pass
-    return max(0.0, min(free))
-
-
 def _has_gil() -> bool:
     return bool(getattr(sys, "_is_gil_enabled", lambda: True)())

@@ -8,6 +8,7 @@ import contextvars
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import sys
 import warnings
@@ -19,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar, Unpack
 
 import video.scope as scope
-from video import measure, plan, registry, selector
+from video import plan, registry, selector
 from video.backends.base import Executor, Traits
 from video.batch import AT_HAND, Batch, Opened, is_coroutine_function
 from video.config import BackendType, ParallelConfig
@@ -222,6 +223,11 @@ class Runner:
     ) -> None:
         self.close()
 
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """What the policies of this runner have counted in all its batches, by their names: retries, cache
+        hits, open circuits, states of rate limiters, the peak of memory."""
+        return Gate(self._policies).counts()
+
     def choose(self, task: Callable[..., Any], **how: Unpack[How]) -> plan.Choice:
         """What a batch of this task starts on, and why; where `measure` is set, AUTO decides while it runs
         (`explain` then says what and why)."""
@@ -250,7 +256,8 @@ class Runner:
             return None if self._latest is None else self._latest()
         choice = self.choose(task, **how)
         _, known = self._known(task, how)
-        machine, asked = selector.Machine(scope.usable_cpus(), measure.free_memory()), self._asked(how)
+        asked = self._asked(how)
+        machine = selector.Machine(scope.usable_cpus(), min(scope.free_memory(), asked.memory))
         no_choice = choice.backend == "async" or scope.current() is not None
         engines = {} if no_choice else self._engines()
         candidates = tuple(selector.foresee(one, known, asked, machine) for one in engines.values())
@@ -389,6 +396,7 @@ class Runner:
             kills="a time limit" if config.timeout is not None else "",
             isolated="an item may crash it" if how.get("isolate") else "",
             left=how.get("total"),
+            memory=config.memory_limit_bytes or math.inf,
         )
 
     def _engines(self, ahead: float = 0.0) -> dict[str, selector.Engine]:

@@ -165,6 +165,39 @@ def usable_cpus() -> int:
     return max(1, count if quota is None else min(count, math.ceil(quota)))
 
 
+def free_memory() -> float:
+    """Bytes that this process may still fill: of the system, or of its control group where that has less;
+    infinite where neither says."""
+    free = [float("inf")]
+    try:
+        with open("/proc/meminfo", "rb", buffering=0) as file:
+            # It stands in the third line; to read and divide all fifty of them takes ten times as long.
+            free.append(int(file.read(256).partition(b"MemAvailable:")[2].split()[0]) * 1024)
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        with open("/sys/fs/cgroup/memory.max") as most, open("/sys/fs/cgroup/memory.current") as current:
+            free.append(float(most.read()) - float(current.read()))
+    except (OSError, ValueError):  # no limit is the word "max"
+        pass
+    return max(0.0, min(free))
+
+
+def usable_memory() -> float:
+    """Bytes that this process and its neighbours may fill together: of the system, or of its control group
+    where that has less; infinite where neither says."""
+    most = [float("inf")]
+    try:
+        with open("/proc/meminfo", "rb", buffering=0) as file:
+            most.append(int(file.read(256).partition(b"MemTotal:")[2].split()[0]) * 1024)
+    except (OSError, ValueError, IndexError):
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # macOS
+            most.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/memory.max") as limit:
+        most.append(float(limit.read()))
+    return min(most)
+
+
 @functools.lru_cache(1)
 def _quota_lately(_: int) -> float | None:
     return _cgroup_quota()

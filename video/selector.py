@@ -133,6 +133,8 @@ class Asked:
     """Why an item must not share the caller's process; empty: it may."""
     left: int | None = None
     """Items still to run; None: nobody knows."""
+    memory: float = math.inf
+    """Bytes that they may hold together."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,10 @@ class Child(Protocol):
 
     wire: Wire
 
+    @property
+    def pid(self) -> int:
+        """0: it is not born yet."""
+
     def dismiss(self) -> None:
         """Close the pipe, which tells it to leave."""
 
@@ -118,6 +122,10 @@ class NurseryChild:
         self._pid = 0
         self._exit_code: int | None = None
 
+    @property
+    def pid(self) -> int:
+        return self._pid
+
     def born(self, pid: int) -> None:
         self._pid = pid
         self._born.set()
@@ -162,6 +170,7 @@ class SpawnedChild:
                 pass_fds=[theirs.fileno(), board_fd],
                 start_new_session=True,
             )
+        self.pid = self._process.pid
         self._reaping = threading.Lock()
         self._watcher = threading.Thread(target=self._watch, name="video-child-watch", daemon=True)
         self._watcher.start()

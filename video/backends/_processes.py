@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import video.scope as scope
@@ -40,6 +41,8 @@ class ProcessSeat(Seat):
         """Items that the child has run."""
         self.full = False
         """The child holds too much memory."""
+        self.starved = ""
+        """Why the child was ended for want of memory."""
         self.unfinished: set[str] = set()
 
 
@@ -61,7 +64,8 @@ class ProcessExecutor(Pool):
         self._setup = _worker.Setup(
             _forward.levels(),
             _pickling.dumps_by_value(hooks) if any(hooks) else b"",
-            (config.max_worker_memory_mb or 0) * 2**20,
+            _most_memory(config, workers),
+            config.enable_garbage_collection,
         )
         self._stillborn: list[float] = []
         """When children died before they were ready."""
@@ -229,7 +233,7 @@ class ProcessExecutor(Pool):
         return seat.child
 
     def _start_child(self, seat: ProcessSeat) -> Child:
-        seat.ran, seat.full = 0, False
+        seat.ran, seat.full, seat.starved = 0, False, ""
         if self._nursery is None:
             return SpawnedChild(self._threads, self._config.use_numba, seat.board_fd)
         with self._starting:
@@ -254,6 +258,13 @@ class ProcessExecutor(Pool):
         for path in seat.unfinished:
             scope.remove(path)
         seat.unfinished.clear()
+        starved, seat.starved = seat.starved, ""
+        if starved and not seat.lost:
+            return WorkerOutOfMemory(
+                f"its worker process was ended, since it held the most ({starved})",
+                exitcode=code,
+                cure="Raise memory_limit_gb, use fewer workers, or smaller items.",
+            )
         if code == -signal.SIGKILL and not seat.lost and self._out_of_memory():
             return WorkerOutOfMemory(
                 "the system killed its worker process for want of memory",
@@ -266,6 +277,23 @@ class ProcessExecutor(Pool):
         with self._starting:
             before, self._memory_deaths = self._memory_deaths, _memory.deaths()
             return self._memory_deaths > before
+
+    def relieve(self, size: Callable[[int], float], why: str) -> bool:
+        """End the child that holds the most; what it runs fails with `WorkerOutOfMemory`.
+
+        :param size: bytes that the process of this id and its children hold.
+        :return: whether there was one.
+        """
+        with self._lock:
+            seats = [seat for seat in self._seats if isinstance(seat, ProcessSeat)]
+        found = [(size(child.pid), seat, child) for seat in seats if (child := seat.child) and child.pid]
+        if not found:
+            return False
+        _, seat, child = max(found, key=lambda one: one[0])
+        if seat.child is child:
+            seat.starved = why
+        child.kill()
+        return True
 
     def _dismiss(self, seat: ProcessSeat) -> None:
         """Let the child go in peace."""
@@ -296,6 +324,14 @@ class ProcessExecutor(Pool):
             self._nursery.close()
         else:  # the fork server is to end all the same, after the last seat has left
             threading.Thread(target=self.shutdown, name="video-process-end", daemon=True).start()
+
+
+def _most_memory(config: ParallelConfig, workers: int) -> float:
+    """Resident bytes above which a child asks to be replaced: what is set, or its share of the limit; 0: it
+    never does."""
+    if config.max_worker_memory_mb is not None:
+        return config.max_worker_memory_mb * 2**20
+    return (config.memory_limit_bytes or 0) / workers
 
 
 class _Unreadable(Exception):

@@ -16,6 +16,7 @@ Which item it is on it writes on its board (`_board`). The end of the pipe is th
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
@@ -57,10 +58,12 @@ if TYPE_CHECKING:
         hooks: bytes
         """Pickled (initializer, finalizer); empty: there are none."""
         memory_bytes: float
-        """Resident memory above which it asks to be replaced."""
+        """Resident memory above which it asks to be replaced; 0: never."""
+        collects: bool
+        """It collects garbage before that."""
 
 else:
-    Setup = namedtuple("Setup", "levels hooks memory_bytes")
+    Setup = namedtuple("Setup", "levels hooks memory_bytes collects")
 
 
 def serve(end: socket.socket, board_fd: int) -> None:
@@ -157,13 +160,20 @@ class _Worker:
         self._desk.send()
         del fn, args
         self._forwarding.flush()
-        if self._setup.memory_bytes and _resident_bytes() > self._setup.memory_bytes:
+        if self._setup.memory_bytes and self._is_full():
             self._send(FULL, b"")
         try:
             packed = _packed(result)
         except Exception as error:  # noqa: BLE001
             tag, packed = FAILED, _pickling.pack(portable(error))
         self._send(tag, packed.body, packed.buffers)
+
+    def _is_full(self) -> bool:
+        full = _resident_bytes() > self._setup.memory_bytes
+        if full and self._setup.collects:
+            gc.collect()
+            full = _resident_bytes() > self._setup.memory_bytes
+        return full
 
 
 def _packed(result: Any) -> _pickling.Packed:

@@ -71,6 +71,23 @@ class Policy(Protocol):
         ...
 
 
+class Watcher(Policy, Protocol):
+    """A policy that looks after what runs."""
+
+    def watch(self, now: float) -> tuple[float, str]:
+        """Asked while anything runs: when to ask next, and why the fattest worker process has to end now;
+        empty: it need not."""
+        ...
+
+    def tree(self, pid: int) -> float:
+        """Bytes that a process and its children hold: by that, workers are compared."""
+        ...
+
+    def ended(self) -> None:
+        """It has ended."""
+        ...
+
+
 class Keeper(Policy, Protocol):
     """A policy that writes down what happens; it stands first in its row."""
 

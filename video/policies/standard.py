@@ -26,6 +26,10 @@ def standard(config: ParallelConfig, observers: Sequence[Observer] = ()) -> list
                 deadline=config.retry_deadline_seconds,
             )
         )
+    if (limit := config.memory_limit_bytes) is not None:
+        from video.policies.memory import MemoryPolicy
+
+        policies.append(MemoryPolicy(limit, collect=config.enable_garbage_collection))
     if config.circuit_breaker_enabled:
         from video.policies.breaker import BreakerPolicy, BreakerRules
 
