@@ -19,7 +19,7 @@ import pytest
 from tests import pool_engine
 from video import ParallelConfig, register_backend
 from video.backends.base import Ran, Traits
-from video.errors import BackendUnavailable, UnknownName
+from video.errors import BackendUnavailable, ConfigError, UnknownName
 from video.registry import backends
 from video.testing import PROMISES, State, backend_checks, base, check_backend, contract_table, results
 from video.testing.suite import MARKED
@@ -166,6 +166,17 @@ class FileLeaker(Threads):
         return super().submit(fn, *args)
 
 
+class Refusing(ThreadsBackend):
+    """Will have no time limits, though its calls do not run in the caller's thread."""
+
+    def __init__(self, config: ParallelConfig) -> None:
+        if config.timeout is not None:
+            raise ConfigError("no time limits here")
+
+    def open(self, workers: int) -> Any:
+        return Threads(workers)
+
+
 class Mortal(pool_engine.PoolBackend):
     """Its first death is its end."""
 
@@ -200,6 +211,8 @@ BROKEN = [
     (Hasty, "no_item_runs_where_the_initializer_failed", r"items \[0, 1, 2, 3\] ran"),
     (ThreadLeaker, "leaving_leaves_nothing", "thread forgotten"),
     (FileLeaker, "leaving_leaves_nothing", "file descriptors .*/dev/null"),
+    (Refusing, "a_time_limit_costs_the_stuck_item_alone", "refuses a time limit, but its trait `inline` is"),
+    (Refusing, "waiting_is_not_charged", "refuses a time limit, but its trait `inline` is"),
     (Mortal, "a_worker_that_exits_costs_its_item", "BrokenProcessPool"),
     (Orphaning, "workers_end_with_their_program", "workers run on"),
     (Forking, "workers_are_no_copies_of_the_program", "forked from the program itself"),
@@ -228,7 +241,9 @@ def executor_of(kind: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-@pytest.mark.parametrize(("kind", "name", "words"), BROKEN, ids=[kind.__name__ for kind, *_ in BROKEN])
+@pytest.mark.parametrize(
+    ("kind", "name", "words"), BROKEN, ids=[f"{kind.__name__}-{name}" for kind, name, _ in BROKEN]
+)
 def test_the_suite_finds_an_engine_that(kind: Any, name: str, words: str, impatient: None) -> None:
     register_backend("broken", executor_of(kind))
     bench = base.Bench("broken", backends.get("broken").traits)

@@ -447,6 +447,7 @@ def _descendants() -> dict[int, str]:
 
 
 def refused(error: ConfigError, bench: Bench) -> None:
-    """An engine that cannot kill may refuse a time limit, which is said before anything runs."""
-    if bench.traits.kills:
-        raise error
+    """Only an engine with the trait `inline` may refuse a time limit, as the runner does for it; elsewhere
+    the outcome has to come at the deadline, even if the function cannot be stopped."""
+    if not bench.traits.inline:
+        raise AssertionError(f"it refuses a time limit, but its trait `inline` is false: {error}") from error

@@ -14,8 +14,8 @@ LIMIT = 1.0
 
 @promise(4)
 def a_time_limit_costs_the_stuck_item_alone(bench: Bench) -> None:
-    """A time limit costs the item that is stuck, at its deadline and not at its end; an engine that cannot
-    hold limits refuses them."""
+    """A time limit costs the item that is stuck, at its deadline and not at its end; an inline
+    engine, which cannot hold limits, refuses them."""
     hang = tasks.hang_at if bench.traits.kills else tasks.wait_at
     with folder() as place, bench.runner(timeout=LIMIT) as runner:
         task = functools.partial(hang, 3, str(place), bench.stuck_seconds)
