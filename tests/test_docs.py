@@ -16,6 +16,8 @@ import pytest
 
 from video import Clip, ParallelConfig, VideoClipResponse, registry
 from video.cli import COMMANDS, cli
+from video.testing import State
+from video.testing.suite import MARKED
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -121,7 +123,12 @@ def test_every_room_is_in_the_architecture() -> None:
     assert all(f"`{room}`" in architecture or f"`{room}/`" in architecture for room in rooms)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+ENGINE = ROOT / "examples" / "custom_backend.py"
+
+
+@pytest.mark.parametrize(
+    "path", sorted({*(ROOT / "examples").glob("*.py")} - {ENGINE}), ids=lambda path: path.stem
+)
 def test_every_example_runs(path: Path, samples: list[Path], tmp_path: Path) -> None:
     out = (
         run(path, samples[0], 2.5, 5, cwd=tmp_path)
@@ -129,3 +136,14 @@ def test_every_example_runs(path: Path, samples: list[Path], tmp_path: Path) -> 
         else run(path, samples[0], cwd=tmp_path)
     )
     assert out.strip()
+
+
+def test_the_example_of_an_engine_has_less_than_40_lines() -> None:
+    assert len(ENGINE.read_text("utf-8").splitlines()) < 40
+
+
+def test_the_example_of_an_engine_runs_and_keeps_the_contract(samples: list[Path], tmp_path: Path) -> None:
+    first, *lines = run(ENGINE, samples[0], cwd=tmp_path).splitlines()
+    assert first.endswith(" s")
+    assert len(lines) == len(MARKED)
+    assert [line for line in lines if State.BROKEN in line.split()] == []
