@@ -21,12 +21,15 @@ from tests.http_server import File, serve, write_streams
 from tests.media_files import numbers, tone, write_audio, write_video
 from video import (
     ParallelConfig,
+    Runner,
     VideoClipProcessor,
     VideoClipRequest,
     VideoClipResponse,
     create_high_performance_processor,
 )
 from video.errors import ConfigError, SourceNotFound
+from video.media import base
+from video.media.cut import cut
 from video.media.probe import measure, probe
 from video.processors.clip import ClipPreview, from_key_frame
 
@@ -104,6 +107,23 @@ def test_every_engine_gives_the_same_bytes(engine: str, samples: list[Path], tmp
         clips = [clip for response in responses for clip in response.clips]
         results.append([(clip.path.name, clip.start, clip.path.read_bytes()) for clip in clips])
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_decoders_and_encoders_of_a_worker_have_its_share_of_threads(
+    engine: str, samples: list[Path], tmp_path: Path
+) -> None:
+    def work(source: Path) -> int:
+        with base.open_input(source) as container:
+            decoder: int = base.video_stream(container).codec_context.thread_count
+        cut(source, tmp_path / "out.mp4", 0, 0.5)
+        return decoder
+
+    with Runner(ParallelConfig(backend=engine, max_workers=2, threads_per_worker=3)) as runner:
+        assert runner.map(work, samples[:1])[0].unwrap() == 3
+    assert (
+        b" threads=3 " in (tmp_path / "out.mp4").read_bytes()
+    )  # x264 writes its settings into what it makes
 
 
 def test_two_inputs_of_one_name_do_not_share_outputs(
@@ -468,8 +488,8 @@ def test_a_preview_writes_nothing(samples: list[Path], tmp_path: Path) -> None:
         assert not out.exists()
         done = real.process_batch_parallel([ask(samples[0], out)])[0]
     assert [clip.path for clip in shown.clips] == [clip.path for clip in done.clips]
-    for planned, cut in zip(shown.clips, done.clips, strict=True):
-        assert (planned.start, planned.end) == pytest.approx((cut.start, cut.end), abs=0.041)
+    for planned, made in zip(shown.clips, done.clips, strict=True):
+        assert (planned.start, planned.end) == pytest.approx((made.start, made.end), abs=0.041)
 
 
 def test_a_url_is_fetched_and_its_download_removed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -133,3 +134,22 @@ def test_a_coroutine_that_is_given_up_while_it_awaits_disturbs_nobody() -> None:
         outcomes = ours.map(task, range(8))
     assert [one.value for one in outcomes] == [0, None, 2, 3, 4, 5, 6, 7]
     assert {one.attempts for one in outcomes} == {1}
+
+
+async def loop_of(_: int) -> str:
+    return type(asyncio.get_running_loop()).__module__.partition(".")[0]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_coroutines_run_on_uvloop_where_it_is_installed_and_wanted(wanted: bool) -> None:
+    pytest.importorskip("uvloop")
+    with Runner(ParallelConfig(backend="async", use_uvloop=wanted)) as one:
+        assert one.map(loop_of, [1])[0].unwrap() == ("uvloop" if wanted else "asyncio")
+
+
+def test_coroutines_run_on_asyncios_own_loop_where_uvloop_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    with Runner(ParallelConfig(backend="async")) as one:
+        assert one.map(loop_of, [1])[0].unwrap() == "asyncio"

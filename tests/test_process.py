@@ -17,6 +17,7 @@ import pytest
 from tests import tasks
 from tests.waiting import alive, until
 from video import ParallelConfig, Runner
+from video.backends._nursery import THREAD_VARIABLES
 from video.backends.process import ProcessBackend
 from video.errors import DownloadFailed, ItemTimeout, NotPicklable, RemoteError, RemoteTraceback, WorkerDied
 
@@ -309,6 +310,36 @@ def test_ctrl_c_ends_the_batch_and_its_workers(tmp_path: Path, method: str) -> N
     assert program.returncode in (1, 130, -signal.SIGINT)
     assert errors.count("Traceback") == 1, errors
     until(lambda: not any(alive(worker) for worker in workers), seconds=5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the fork server is for Linux")
+def test_a_preloaded_module_is_imported_once_before_workers_are_forked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "preloaded.py").write_text("import os\nimporter = os.getpid()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def ask(_: int) -> tuple[int, bool]:
+        module = sys.modules["preloaded"]
+        return os.getpid(), module.importer == os.getppid()
+
+    with processes(preload=("preloaded",), max_items_per_worker=1, chunk_size=1) as runner:
+        found = dict(one.unwrap() for one in runner.map(ask, range(3)))
+    assert len(found) == 3
+    assert set(found.values()) == {True}
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_native_libraries_of_a_worker_are_told_its_share(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # what the user has set stands
+    others = [name for name in THREAD_VARIABLES if name != "OMP_NUM_THREADS"]
+    for name in others:
+        monkeypatch.delenv(name, raising=False)
+    with processes(threads_per_worker=3, start_method=method) as mine:
+        found = mine.map(lambda name: os.environ.get(name), ["OMP_NUM_THREADS", *others])
+    assert [one.unwrap() for one in found] == ["7", *["3"] * len(others)]
 
 
 def test_a_module_that_starts_threads_is_not_forked(tmp_path: Path) -> None:
