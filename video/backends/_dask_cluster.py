@@ -147,6 +147,7 @@ async def _hold_cluster(folder: Path, workers: int, parent: int) -> None:
         threading.Thread(target=_then, args=(wait, loop, leave.set), daemon=True).start()
     importlib.import_module("dask").config.set(
         {
+            "temporary-directory": str(folder),  # the scheduler's too, which leaves a folder of locks behind
             "distributed.comm.timeouts.connect": "5s",  # a worker that has just died is tried for as long
             "distributed.scheduler.allowed-failures": 0,
             "distributed.scheduler.worker-saturation": 1.0,
