@@ -151,6 +151,13 @@ def told(outcomes: Iterable[Outcome[Any]], count: int) -> Facts:
     return {"count": count, "outcomes": rows}
 
 
+def batch(runner: Runner, task: Callable[[Any], Any], inputs: Iterable[Any], count: int) -> Facts:
+    """A batch, and how long it took."""
+    began = time.monotonic()
+    outcomes = runner.map(task, inputs)
+    return {"batch seconds": round(time.monotonic() - began, 3)} | told(outcomes, count)
+
+
 def _words(error: BaseException) -> str:
     try:
         return str(error)[:300]
@@ -164,7 +171,7 @@ def _words(error: BaseException) -> str:
 def _bad(how: Callable[[], Any], **settings: Any) -> Fault:
     def fault(lab: Lab) -> Facts:
         task = lab.task(items.strike, how, AT)
-        return lab.watch(lambda runner: told(runner.map(task, range(COUNT)), COUNT), **settings)
+        return lab.watch(lambda runner: batch(runner, task, range(COUNT), COUNT), **settings)
 
     return fault
 
@@ -352,11 +359,11 @@ def _child(own_session: bool) -> Fault:
     def fault(lab: Lab) -> Facts:
         def use(runner: Runner) -> Facts:
             folder = lab.room()
-            outcomes = runner.map(lab.task(items.with_child, folder, own_session), range(6))
+            facts = batch(runner, lab.task(items.with_child, folder, own_session), range(6), 6)
             (child,) = (int(line) for line in items.read(folder / "child"))
             with contextlib.suppress(AssertionError):
                 until(lambda: not alive(child), 5)
-            return told(outcomes, 6) | {"child lives": alive(child)}
+            return facts | {"child lives": alive(child)}
 
         return lab.watch(use, timeout=LIMIT)
 
@@ -374,9 +381,8 @@ def _in_chunk(how: Callable[[], Any], **settings: Any) -> Fault:
             marks = lab.room()
             runner.map(lab.task(items.double), iter(range(1000)))
             task = lab.task(items.noted, marks, how, IN_CHUNK)
-            outcomes = runner.map(task, iter(range(400)))
-            starts = [int(line) for line in items.read(marks / "starts")]
-            return told(outcomes, 400) | {"starts": starts}
+            facts = batch(runner, task, iter(range(400)), 400)
+            return facts | {"starts": [int(line) for line in items.read(marks / "starts")]}
 
         return lab.watch(use, chunk_size=CHUNK, **settings)
 
