@@ -25,9 +25,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.faults.launch import Facts, run, started
+from tests.faults.launch import Facts, Program, run, started
 from tests.faults.program import AT, COUNT, FAULTS, IN_CHUNK, LIMIT
-from tests.waiting import until
 from video import registry
 from video.backends import _memory
 from video.backends.base import Traits
@@ -619,30 +618,40 @@ def _holding(where: Callable[[Engine], bool], ways: tuple[str, ...]) -> Any:
     return pytest.mark.parametrize(("engine", "way"), cases)
 
 
+def nothing_remains(program: Program) -> None:
+    """Of a program that has ended, within seconds. Its threads and descriptors have ended with it."""
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while (left := program.remains()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not left, f"{ORPHAN_SECONDS:g} s after the program's end there is still: {left}"
+
+
 @_holding(processes, ("sleep", "spin", "lock", "resist"))
 def test_no_worker_outlives_a_parent_that_was_killed(engine: str, way: str) -> None:
-    """Whatever it does just then."""
+    """Whatever it does just then; and neither shared memory nor a temporary file is left."""
     with started(engine, "--hold", way) as program:
         said = program.next(60)
         assert said == {"fault": "holding"}, program.errors()
         assert len(program.living()) > 1
+        program.look()
         program.process.kill()
         program.process.wait(10)
-        until(lambda: not program.living(), ORPHAN_SECONDS)
+        nothing_remains(program)
 
 
 @_holding(lambda engine: True, ("sleep",))
 def test_a_second_ctrl_c_is_immediate(engine: str, way: str) -> None:
-    """Where leaving takes long, since a thread cannot be stopped, it cuts that short; no process is left."""
+    """Where leaving takes long, since a thread cannot be stopped, it cuts that short; nothing is left."""
     with started(engine, "--hold", way) as program:
         said = program.next(60)
         assert said == {"fault": "holding"}, program.errors()
+        program.look()
         os.killpg(program.process.pid, signal.SIGINT)
         time.sleep(0.5)  # it is leaving, or has left
         if program.process.poll() is None:
             os.killpg(program.process.pid, signal.SIGINT)
         program.process.wait(10)  # far less than what it would wait for its threads
-        until(lambda: not program.living(), ORPHAN_SECONDS)
+        nothing_remains(program)
         assert "KeyboardInterrupt" in program.errors()
 
 

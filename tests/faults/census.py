@@ -47,7 +47,7 @@ def census(*, shm_is_ours: bool) -> Census:
         + Counter({"native": max(0, len(os.listdir("/proc/self/task")) - threading.active_count())}),
         "descriptors": descriptors,
         "segments": Counter({SEGMENT: segments}),
-        "shared memory": Counter(_shared(shm_is_ours, {os.getpid(), *pids})),
+        "shared memory": Counter(shared(SHM, None if shm_is_ours else {os.getpid(), *pids})),
         "files": Counter(str(path) for path in Path(tempfile.gettempdir()).rglob("*")),
     }
 
@@ -115,10 +115,15 @@ def _kind(link: str) -> str:
     return link.partition(":[")[0].replace(" (deleted)", "").lstrip("/")
 
 
-def _shared(ours: bool, pids: set[int]) -> list[str]:
+def shared(folder: Path | int, pids: set[int] | None) -> list[str]:
+    """Names in a /dev/shm, of all that there are (None) or of those processes.
+
+    Where others write too, only names that hold one of our numbers are surely ours.
+
+    :param folder: or the descriptor of one.
+    """
     try:
-        names = os.listdir(SHM)
+        names = os.listdir(folder)
     except OSError:
         return []
-    # Where others write too, only names that hold one of our numbers are surely ours.
-    return names if ours else [name for name in names if any(str(pid) in name for pid in pids)]
+    return names if pids is None else [name for name in names if any(str(pid) in name for pid in pids)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -12,11 +13,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from tests.faults.census import living
+from tests.faults.census import SHM, living, shared
 
 Facts: TypeAlias = dict[str, Any]
 
@@ -37,6 +39,7 @@ class Program:
         self.sign = {"TMPDIR": str(temporary)}
         """Is in the environment of all that descends from it."""
         self._errors = self._room / "errors"
+        self._shared: Callable[[], list[str]] = list
         with self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.program", engine, *arguments, "--folder", str(marks)],
@@ -70,6 +73,25 @@ class Program:
     def living(self) -> dict[int, str]:
         """Processes that descend from it, itself among them."""
         return living(self.sign)
+
+    def look(self) -> None:
+        """Keep in sight the /dev/shm that it has, which is its own where the system allows that.
+
+        Call it while it runs: afterwards nobody knows which segments were its own.
+        """
+        seen = os.open(f"/proc/{self.process.pid}/root/dev/shm", os.O_RDONLY | os.O_DIRECTORY)
+        weakref.finalize(self, os.close, seen)
+        own = os.fstat(seen).st_dev != SHM.stat().st_dev
+        self._shared = functools.partial(shared, seen, None if own else {self.process.pid, *self.living()})
+
+    def remains(self) -> dict[str, list[str]]:
+        """What it holds of the system: processes, segments of shared memory and temporary files, by kind."""
+        found = {
+            "processes": [f"{pid} {words}" for pid, words in self.living().items()],
+            "shared memory": self._shared(),
+            "files": [str(path) for path in Path(self.sign["TMPDIR"]).rglob("*")],
+        }
+        return {kind: names for kind, names in found.items() if names}
 
     def close(self) -> str:
         """End it and all that descends from it, and say what it wrote to standard error."""
