@@ -268,6 +268,7 @@ def write_and_hang(folder: str, seconds: float, _: int) -> None:
         path.write_text("half")
         sign(folder, "worker", os.getpid())
         time.sleep(seconds)
+        touch(folder, "ended")
 
 
 async def double_later(item: int) -> int:
