@@ -142,3 +142,26 @@ def child_then_hang(path: str) -> None:
     child = subprocess.Popen(["sleep", "60"])
     Path(path).write_text(str(child.pid))
     time.sleep(60)
+
+
+def hold(megabytes: int) -> int:
+    """Fill so much memory for half a second."""
+    _held = b"x" * (megabytes << 20)
+    time.sleep(0.5)
+    return megabytes
+
+
+def hold_in_a_child(what: tuple[str, int]) -> None:
+    """The same in a child process, which then says that it has ended."""
+    folder, megabytes = what
+    code = f"import time, pathlib; held = b'x' * ({megabytes} << 20); time.sleep(2); "
+    subprocess.run([sys.executable, "-c", code + f"pathlib.Path({folder!r}, 'ended').touch()"], check=True)
+
+
+_kept: list[bytes] = []
+
+
+def keep(megabytes: int) -> int:
+    """Leak so much memory."""
+    _kept.append(b"x" * (megabytes << 20))
+    return os.getpid()

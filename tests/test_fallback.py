@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
 import uuid
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 
 from tests import tasks
@@ -119,3 +122,104 @@ def test_each_worker_that_was_set_up_is_put_away(engine: str, tmp_path: Path) ->
         assert count("in") >= 1
         assert count("out") == 0
     assert count("out") == count("in")
+
+
+class Breaking:
+    """Runs so many calls, and has then broken down for good."""
+
+    def __init__(self, calls: int, pickles: bool) -> None:
+        self.left = calls
+        self.pickles = pickles
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        if self.left > 0:
+            self.left -= 1
+            if self.pickles:
+                fn, args = pickle.loads(cloudpickle.dumps((fn, args)))
+            future.set_result(fn(*args))
+        else:
+            future.set_exception(BackendUnavailable("it has run out of calls", cure="Wait."))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        pass
+
+
+def breaks(monkeypatch: pytest.MonkeyPatch, *names: str, calls: int = 3) -> None:
+    whole = registry.backends.get
+
+    def get(name: str) -> Any:
+        engine = whole(name)
+        if name not in names:
+            return engine
+
+        class Backend:
+            traits = engine.traits
+
+            def __init__(self, config: ParallelConfig) -> None:
+                pass
+
+            def open(self, workers: int) -> Breaking:
+                return Breaking(calls, engine.traits.pickles)
+
+        return Backend
+
+    monkeypatch.setattr(registry.backends, "get", get)
+
+
+@pytest.mark.parametrize(
+    ("asked", "broken", "used"),
+    [
+        ("joblib", {"joblib"}, "process"),
+        ("process", {"process"}, "thread"),
+        ("process", {"process", "thread"}, "serial"),
+    ],
+)
+@pytest.mark.parametrize("calls", [0, 3])
+def test_a_batch_whose_engine_breaks_down_goes_on_with_a_simpler_one(
+    asked: str, broken: set[str], used: str, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One outcome an item, in order, and no item twice."""
+    pytest.importorskip("joblib")
+    breaks(monkeypatch, *broken, calls=calls)
+    events: list[Event] = []
+    config = ParallelConfig(backend=asked, max_workers=2, chunk_size=2)
+    with Runner(config, observers=[events.append]) as runner:
+        with pytest.warns(EngineReplacedWarning, match="has broken down"):
+            found = runner.map(tasks.double, range(40))
+        assert [(one.index, one.value, one.attempts) for one in found] == [(n, 2 * n, 1) for n in range(40)]
+        told = [one.message for one in events if one.kind is Kind.ENGINE_REPLACED]
+        assert len(told) == len(broken)
+        assert f"{used} is used instead: it has run out of calls. Wait." in told[-1]
+        assert [one.value for one in runner.map(tasks.double, range(4))] == [0, 2, 4, 6]
+
+
+def test_a_strict_batch_whose_engine_breaks_down_says_so_of_every_item_that_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    breaks(monkeypatch, "process")
+    with Runner(ParallelConfig(backend="process", strict=True, chunk_size=1, max_workers=2)) as runner:
+        found = runner.map(tasks.double, range(10))
+    assert [one.value for one in found[:3]] == [0, 2, 4]
+    assert all(isinstance(one.error, BackendUnavailable) for one in found[3:])
+
+
+def test_a_batch_that_broke_down_with_warnings_as_errors_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    breaks(monkeypatch, "process")
+    with Runner(ParallelConfig(backend="process", max_workers=2)) as runner, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [one.value for one in runner.map(tasks.double, range(10))] == [2 * n for n in range(10)]
+
+
+def test_where_even_the_last_engine_breaks_down_every_item_has_an_outcome(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    breaks(monkeypatch, "process", "thread", "serial")
+    with (
+        Runner(ParallelConfig(backend="process", max_workers=2, chunk_size=1)) as runner,
+        pytest.warns(EngineReplacedWarning),
+    ):
+        found = runner.map(tasks.double, range(20))
+    assert len([one for one in found if one.ok]) == 9
+    assert all(isinstance(one.error, BackendUnavailable) for one in found if not one.ok)

@@ -22,7 +22,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from video import plan
 from video.backends.base import CHUNK_SECONDS, Executor, Ran, Traits, run_chunk, run_packed
 from video.config import ParallelConfig
-from video.errors import BatchFailed, ItemCancelled, described
+from video.errors import BackendUnavailable, BatchFailed, ItemCancelled, described
 from video.events import Event, Kind, Observer, emit, logger
 from video.gate import Gate
 from video.outcome import Outcome
@@ -110,7 +110,9 @@ class Batch(Generic[R]):
         pilot: Pilot | None = None,
         gate: Gate | None = None,
         order: Sequence[int] | None = None,
+        step_down: Callable[[plan.Choice, BackendUnavailable], Opened] | None = None,
     ) -> None:
+        """:param step_down: to a simpler engine, where the present one has broken down; None: never."""
         self._owner = owner  # a caller may keep only the stream; without its runner the workers would end
         self._items = iter(items)
         self._at_hand = type(items) in AT_HAND
@@ -120,6 +122,7 @@ class Batch(Generic[R]):
         self._gate = gate
         self._config = config
         self._prefetch = prefetch
+        self._step_down = step_down
 
         self._pid = os.getpid()
         self._lock = Lock()
@@ -173,6 +176,7 @@ class Batch(Generic[R]):
             max_memory_kills=config.max_memory_kills,
             by_items=self._coroutine,
             bounded=opened.bounded,
+            degrades=self._step_down is not None and plan.simpler(choice.backend, timed=timed) is not None,
             forgets=hasattr(opened.executor, "kill"),
         )
         return rules, plan.ChunkSizes(limit, width, opened.target)
@@ -185,6 +189,12 @@ class Batch(Generic[R]):
         opened = pilot.steer(time.monotonic(), self._progress())
         if opened is None:
             return
+        self._move(opened)
+        choice = opened.choice
+        self._tell(Kind.ENGINE_CHOSEN, total=self._total, workers=choice.workers, message=choice.reason)
+
+    def _move(self, opened: Opened) -> None:
+        """What comes next is for this engine."""
         rules, sizes = self._rules(opened, self._reducer.rules.ordered)
         engine = self._place(opened)
         with self._lock:
@@ -194,8 +204,19 @@ class Batch(Generic[R]):
                     self._reducer.recalled(number)
             self._engine = engine
             self._reducer.move(rules, sizes)
-        choice = opened.choice
-        self._tell(Kind.ENGINE_CHOSEN, total=self._total, workers=choice.workers, message=choice.reason)
+
+    def _go_down(self, error: BackendUnavailable) -> None:
+        """The engine has broken down: go on with a simpler one."""
+        assert self._step_down is not None
+        opened = self._engine.opened
+        try:
+            opened = self._step_down(opened.choice, error)
+        except BackendUnavailable:  # there is no other: what it has left fails as it did
+            self._step_down = None
+        if self._pilot is not None:  # it counts on engines that work
+            self._pilot.close()
+            self._pilot = None
+        self._move(opened)
 
     def _progress(self) -> Progress:
         reducer = self._reducer
@@ -221,13 +242,15 @@ class Batch(Generic[R]):
     def rounds(self) -> Generator[list[Outcome[R]], None, None]:
         """Outcomes in lists, as soon as there are any."""
         started = time.perf_counter()
-        choice, reducer, pilot = self._engine.opened.choice, self._reducer, self._pilot
+        choice, reducer = self._engine.opened.choice, self._reducer
         self._tell(Kind.BATCH_STARTED, total=self._total, workers=choice.workers, message=choice.reason)
         try:
             while not self._stopped:
                 if self._abandoned:
                     raise ItemCancelled("its runner was closed while the batch ran")
                 self._steer()
+                if reducer.broken is not None:
+                    self._go_down(reducer.broken)
                 room = self._fill()
                 if self._mine is not None:
                     self._run_mine(*self._mine)
@@ -255,8 +278,8 @@ class Batch(Generic[R]):
             if gate is not None:
                 with self._lock:
                     gate.leave(time.monotonic(), reducer.drawn if reducer.ended else None)
-            if pilot is not None:
-                pilot.close()
+            if self._pilot is not None:
+                self._pilot.close()
             counts = {} if self._gate is None else self._gate.counts()
             seconds = time.perf_counter() - started
             self._tell(Kind.BATCH_FINISHED, total=reducer.handed, seconds=seconds, counts=counts)

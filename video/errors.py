@@ -94,7 +94,14 @@ class MissingDependency(VideoError, ImportError):
 
 
 class BackendUnavailable(VideoError, RuntimeError):
-    """An engine cannot start here, or has broken down for good."""
+    """An engine cannot start here, or has broken down for good.
+
+    :param begun: what it had may have begun, and so is not for another engine to run.
+    """
+
+    def __init__(self, cause: str = "", *, begun: bool = False, **about: str | None) -> None:
+        super().__init__(cause, **about)
+        self.begun = begun
 
 
 class BatchFailed(VideoError, RuntimeError):

@@ -114,6 +114,15 @@ SIMPLER = {"dask": "process", "joblib": "process", "process": "thread", "thread"
 """What does the work of an engine that cannot start."""
 
 
+def simpler(backend: str, *, timed: bool) -> str | None:
+    """The engine that does the work of one that cannot; None: there is none.
+
+    :param timed: items have time limits.
+    """
+    next_one = SIMPLER.get(backend)
+    return None if next_one == "serial" and timed else next_one
+
+
 def instead(choice: Choice, backend: str) -> Choice:
     """The same on another engine."""
     workers = 1 if backend == "serial" else choice.workers

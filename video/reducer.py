@@ -53,6 +53,8 @@ class Rules:
     """The items of a lease run side by side: `width` bounds items in flight, not leases."""
     bounded: bool = False
     """`width` holds over all engines together: what an earlier one still runs takes room on the next."""
+    degrades: bool = False
+    """Where the engine breaks down, a simpler one is to take over what it had."""
     forgets: bool = False
     """A lease whose item was given up need not be waited for: the engine replaces its worker."""
 
@@ -139,6 +141,8 @@ class Reducer:
         self._unordered: list[list[Outcome[Any]]] = []
         self._gate = gate
         self._order = order
+        self.broken: BackendUnavailable | None = None
+        """The engine has broken down, and another is to be moved to."""
         self._now = 0.0
         """`time.monotonic()` of what happens."""
         self._look_at = float("inf")
@@ -152,7 +156,7 @@ class Reducer:
     def move(self, rules: Rules, sizes: ChunkSizes) -> None:
         """What comes next goes to another engine; leases keep to the one that has them."""
         sizes.follow(self._sizes)
-        self.rules, self._sizes = rules, sizes
+        self.rules, self._sizes, self.broken = rules, sizes, None
         self._elsewhere = set(self._leases)
 
     @property
@@ -292,6 +296,7 @@ class Reducer:
             self._keep(lease, lost.finished)
             self._settle(lease, lost.finished)
             error = lost.error
+        left_behind = number in self._elsewhere
         self._close(lease)
         if lease.killed or (lost is not None and lost.innocent):
             # For the sake of one item, and perhaps when its worker had gone on to another already.
@@ -300,6 +305,8 @@ class Reducer:
                     if position == lost.position or self.rules.by_items:
                         self._record(lease.indexes[position]).attempts += 1
             self._give_back(lease, lease.unbegun)
+        elif isinstance(error, BackendUnavailable) and (left_behind or self.rules.degrades):
+            self._break_down(lease, error, left_behind)
         elif lost is None or (lost.position is None and not lost.certain):
             self._suspect(lease, error)
         elif lost.position is None or lost.position >= len(lease.items):
@@ -606,6 +613,17 @@ class Reducer:
         # Alone, so that a second death can have no other cause, and leaves all memory to it.
         self._again_alone(index, lease.items[position])
         self.reruns.append((1, error))
+
+    def _break_down(self, lease: Lease, error: BackendUnavailable, left_behind: bool) -> None:
+        """Its engine has broken down, or an earlier one has, for which nothing more needs to be done."""
+        if not left_behind:
+            self.broken = error
+        if not error.begun:
+            self._give_back(lease, lease.unbegun)
+        elif len(lease.items) > 1:
+            self._one_by_one(lease, error)
+        elif left := self._left(lease):
+            self._fail(lease.indexes[left[0]], lease.items[left[0]], error, ran=True)
 
     def _suspect(self, lease: Lease, error: BaseException) -> None:
         """A lease failed as a whole, and the engine cannot say why."""

@@ -326,6 +326,7 @@ class Runner:
             prefetch,
             pilot=auto,
             gate=gate,
+            step_down=None if self.config.strict else functools.partial(self._step_down, self._closings),
             order=order,
         )
         with self._opening:
@@ -451,14 +452,33 @@ class Runner:
                         warnings.warn("; ".join(messages), EngineReplacedWarning, stacklevel=_callers_level())
                     return choice, *engine
                 except BackendUnavailable as error:
-                    simpler = plan.SIMPLER.get(name)
-                    holds = simpler != "serial" or self.config.timeout is None
-                    if self.config.strict or simpler is None or not holds:
+                    simpler = plan.simpler(name, timed=self.config.timeout is not None)
+                    if self.config.strict or simpler is None:
                         raise
-                    self._replaced[name] = simpler
-                    message = f"the {name} engine cannot start, {simpler} is used instead: {error}"
-                    emit(self._observers, Event(Kind.ENGINE_REPLACED, simpler, message=message, error=error))
-                    messages.append(message)
+                    messages.append(self._replace(name, simpler, "cannot start", error))
+
+    def _replace(self, name: str, simpler: str, what: str, error: BackendUnavailable) -> str:
+        """From now on `simpler` does the work of this engine; in words."""
+        self._replaced[name] = simpler
+        message = f"the {name} engine {what}, {simpler} is used instead: {error}"
+        emit(self._observers, Event(Kind.ENGINE_REPLACED, simpler, message=message, error=error))
+        return message
+
+    def _step_down(self, closings: int, choice: plan.Choice, error: BackendUnavailable) -> Opened:
+        """A simpler engine for a batch whose own has broken down.
+
+        :raises BackendUnavailable: if there is none.
+        """
+        with self._opening:
+            simpler = plan.simpler(choice.backend, timed=self.config.timeout is not None)
+            if simpler is None:
+                raise error
+            if choice.backend not in self._replaced:
+                message = self._replace(choice.backend, simpler, "has broken down", error)
+                logger.warning("%s", message)
+                with contextlib.suppress(EngineReplacedWarning):  # as an error it would end the batch
+                    warnings.warn(message, EngineReplacedWarning, stacklevel=_callers_level())
+        return Opened(*self._engine(choice, closings))
 
     def _instead_of(self, name: str) -> str:
         """The engine that does the work of this one, as far as is known: itself, where it was not refused."""

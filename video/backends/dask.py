@@ -443,6 +443,8 @@ class DaskExecutor:
         return _unavailable(f"it cannot run the call ({described(error)})")
 
     def _answer(self, call: _Call, answer: Parcel | None, error: BaseException | None) -> None:
+        if isinstance(error, BackendUnavailable) and call.address is not None:
+            error = BackendUnavailable(error.cause, subject=error.subject, cure=error.cure, begun=True)
         self._outbox.put(functools.partial(self._settle, call, answer, error))
 
     def _hear(self, event: tuple[float, tuple[Any, ...]]) -> None:

@@ -1,0 +1,329 @@
+"""The memory guard: items wait for room, and a budget holds where workers can be ended."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import video
+from tests import tasks
+from video import ParallelConfig, scope
+from video.errors import ConfigError, MemoryExceeded, Quarantined, WorkerOutOfMemory
+from video.events import Event, Kind
+from video.outcome import Outcome
+from video.policies.base import Job
+from video.policies.memory import LOOK_SECONDS, PATIENCE_SECONDS, Held, MemoryPolicy, Meter
+from video.runner import Runner
+
+GB = 2.0**30
+MB = 2.0**20
+
+
+class Machine:
+    """What is held, as a test says it."""
+
+    def __init__(self, own: float = 0.0, others: float = 0.0) -> None:
+        self.held = Held(own, others)
+
+    def __call__(self, now: float) -> Held:
+        return self.held
+
+
+def guard(machine: Machine, limit: float = 4 * GB, free: float = 1e15) -> MemoryPolicy:
+    return MemoryPolicy(limit, collect=False, look=machine, free=lambda: free)
+
+
+def done(job: Job) -> Outcome[None]:
+    return Outcome(job.index, None, None)
+
+
+def test_items_begin_as_long_as_there_is_room_for_what_those_that_run_have_shown_to_need() -> None:
+    machine = Machine(own=0.5 * GB)
+    policy = guard(machine)
+    jobs = [Job(index, None) for index in range(6)]
+    assert policy.admit(jobs[0], 0.0) is None
+    machine.held = Held(0.5 * GB, 1.0 * GB)
+    assert [policy.admit(job, 1.0) for job in jobs[1:]] == [
+        None,
+        None,
+        LOOK_SECONDS,
+        LOOK_SECONDS,
+        LOOK_SECONDS,
+    ]
+    assert policy.counts()["need_bytes"] == GB
+
+
+def test_one_that_waits_begins_once_another_has_ended() -> None:
+    machine = Machine()
+    policy = guard(machine, limit=GB)
+    first, second = Job(0, None), Job(1, None)
+    assert policy.admit(first, 0.0) is None
+    machine.held = Held(0.0, 0.7 * GB)
+    assert policy.admit(second, 1.0) == LOOK_SECONDS
+    policy.settle(first, done(first), 2.0)
+    machine.held = Held(0.0, 0.1 * GB)
+    assert policy.admit(second, 2.0) is None
+
+
+def test_those_that_wait_begin_before_those_that_come_later() -> None:
+    machine = Machine()
+    policy = guard(machine, limit=GB)
+    first, second, third = (Job(index, None) for index in range(3))
+    policy.admit(first, 0.0)
+    machine.held = Held(0.0, 0.7 * GB)
+    assert policy.admit(second, 1.0) == LOOK_SECONDS
+    policy.settle(first, done(first), 1.5)
+    machine.held = Held(0.0, 0.0)
+    assert policy.admit(third, 2.0) == LOOK_SECONDS
+    assert policy.admit(second, 2.0) is None
+
+
+def test_an_item_that_is_not_wanted_any_more_holds_up_no_other() -> None:
+    machine = Machine()
+    policy = guard(machine, limit=GB)
+    first, second, third = (Job(index, None) for index in range(3))
+    policy.admit(first, 0.0)
+    machine.held = Held(0.0, 0.7 * GB)
+    policy.admit(second, 1.0)
+    policy.withdraw(second, 1.0)
+    policy.settle(first, done(first), 1.5)
+    machine.held = Held(0.0, 0.0)
+    assert policy.admit(third, 2.0) is None
+
+
+def test_an_item_that_needs_more_than_there_is_begins_alone() -> None:
+    """Whether what is there will do is for the engine to see: a prediction ends nothing."""
+    machine = Machine()
+    policy = guard(machine, limit=GB)
+    first, second = Job(0, None), Job(1, None)
+    policy.admit(first, 0.0)
+    machine.held = Held(0.0, 3 * GB)
+    policy.watch(1.0)
+    policy.settle(first, done(first), 1.5)
+    machine.held = Held(0.0, 0.5 * GB)
+    assert policy.admit(second, 2.0) is None
+
+
+def test_where_the_program_itself_holds_too_much_items_fail_after_a_while_and_say_so() -> None:
+    policy = guard(Machine(own=2 * GB), limit=GB)
+    job = Job(3, None)
+    assert policy.admit(job, 0.0) == LOOK_SECONDS
+    assert policy.admit(job, PATIENCE_SECONDS - 1) == LOOK_SECONDS
+    verdict = policy.admit(job, PATIENCE_SECONDS + 1)
+    assert isinstance(verdict, Outcome)
+    assert isinstance(verdict.error, MemoryExceeded)
+    assert isinstance(verdict.error, MemoryError)
+    assert "2.00 GB in this process" in str(verdict.error)
+    assert "Raise memory_limit_gb" in str(verdict.error)
+
+
+def test_what_the_machine_has_left_counts_where_it_is_less() -> None:
+    machine = Machine()
+    policy = guard(machine, limit=100 * GB, free=0.0)
+    policy.admit(Job(0, None), 0.0)
+    machine.held = Held(0.0, GB)
+    assert policy.admit(Job(1, None), 1.0) == LOOK_SECONDS
+
+
+def test_a_worker_is_to_end_where_the_budget_is_overrun_and_the_next_one_only_when_its_memory_is_free() -> (
+    None
+):
+    machine = Machine()
+    policy = guard(machine, limit=GB)
+    assert policy.watch(0.0)[1] == ""
+    machine.held = Held(0.2 * GB, 1.0 * GB)
+    assert "1.20 GB were held together, and the limit is 1.00 GB" in policy.watch(1.0)[1]
+    assert policy.watch(1.2)[1] == ""
+    assert policy.watch(2.0)[1] != ""
+
+
+def test_no_worker_is_to_end_where_that_would_not_help() -> None:
+    machine = Machine(own=2 * GB, others=0.1 * GB)
+    assert guard(machine, limit=GB).watch(0.0)[1] == ""
+
+
+def test_whole_chunks_pass_only_where_there_is_room_for_many_items() -> None:
+    machine = Machine()
+    policy = guard(machine, limit=GB)
+    assert not policy.idle(0.0)  # nothing is known yet
+    policy.admit(Job(0, None), 0.0)
+    machine.held = Held(0.0, 1 * MB)
+    assert policy.idle(1.0)
+    machine.held = Held(0.0, 0.1 * GB)
+    assert not policy.idle(2.0)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["ask", "end", "withdraw", "grow", "shrink"]),
+            st.integers(0, 9),
+            st.floats(0.0, 2.0),
+        ),
+        max_size=60,
+    )
+)
+def test_whatever_happens_every_item_can_begin_in_the_end(steps: list[tuple[str, int, float]]) -> None:
+    """Admitted and ended items balance, and once all has ended, whoever waits is let on, first come first."""
+    machine = Machine()
+    policy = guard(machine, limit=GB)
+    jobs = [Job(index, None) for index in range(10)]
+    out, flying, now = set(range(10)), set(), 0.0
+    for step, index, amount in steps:
+        now += amount
+        job = jobs[index]
+        if step == "ask" and index in out:
+            if policy.admit(job, now) is None:
+                out.remove(index)
+                flying.add(index)
+        elif step == "end" and index in flying:
+            policy.settle(job, done(job), now)
+            flying.remove(index)
+        elif step == "withdraw":
+            policy.withdraw(job, now)
+            if index in flying:
+                flying.remove(index)
+                out.add(index)
+        elif step in ("grow", "shrink"):
+            machine.held = Held(0.0, amount * GB if step == "grow" else 0.0)
+    for index in flying:
+        policy.settle(jobs[index], done(jobs[index]), now)
+    machine.held = Held(0.0, 0.0)
+    waiting = list(out)
+    for _ in range(200):
+        now += LOOK_SECONDS
+        for index in list(waiting):
+            if policy.admit(jobs[index], now) is None:
+                waiting.remove(index)
+                policy.settle(jobs[index], done(jobs[index]), now)
+        if not waiting:
+            break
+    assert waiting == []
+    assert not policy._flying
+    assert not policy._waiting
+
+
+# In batches
+
+
+def limited(gigabytes: float, **settings: object) -> ParallelConfig:
+    return ParallelConfig(memory_limit_gb=gigabytes, max_workers=3, **settings)  # type: ignore[arg-type]
+
+
+def held_now() -> float:
+    held = Meter()(time.monotonic())
+    return held.own + held.others
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["thread", "process"])
+def test_a_batch_keeps_to_its_budget_and_loses_nothing(engine: str) -> None:
+    """Twelve items of 200 MB, three at once; there is room for two."""
+    limit = held_now() / GB + 0.5
+    with Runner(limited(limit, backend=engine)) as runner:
+        found = runner.map(tasks.hold, [200] * 12)
+        counts = runner.counts()["memory"]
+    assert [outcome.value for outcome in found] == [200] * 12
+    assert counts["peak_bytes"] < limit * GB + 450 * MB  # three may begin before the first has shown its need
+    assert counts["put_off"] > 0
+
+
+@pytest.mark.slow
+def test_an_item_that_overruns_the_budget_alone_fails_and_the_others_do_not() -> None:
+    events: list[Event] = []
+    limit = held_now() / GB + 0.4
+    with Runner(limited(limit, backend="process"), observers=[events.append]) as runner:
+        found = runner.map(tasks.hold, [50, 50, 1500, 50, 50, 50])
+        counts = runner.counts()["memory"]
+    assert [outcome.value for outcome in found if outcome.ok] == [50] * 5
+    error = found[2].error
+    assert isinstance(error, Quarantined)
+    assert isinstance(error.__cause__, WorkerOutOfMemory)
+    assert "Raise memory_limit_gb" in str(error)
+    assert counts["ended"] >= 2
+    assert [one for one in events if one.kind is Kind.MEMORY_PRESSED]
+
+
+@pytest.mark.slow
+def test_a_child_of_a_worker_counts_and_ends_with_it(tmp_path: Path) -> None:
+    limit = held_now() / GB + 0.4
+    with Runner(limited(limit, backend="process")) as runner:
+        (found,) = runner.map(tasks.hold_in_a_child, [(str(tmp_path), 1500)])
+    assert isinstance(found.error, Quarantined)
+    assert not (tmp_path / "ended").exists()
+
+
+def test_a_finished_batch_says_what_it_held_at_most() -> None:
+    events: list[Event] = []
+    with Runner(limited(64, backend="thread"), observers=[events.append]) as runner:
+        runner.map(tasks.double, range(10))
+    assert events[-1].kind is Kind.BATCH_FINISHED
+    assert events[-1].counts["memory"]["peak_bytes"] > 10 * MB
+
+
+def test_many_short_items_pass_in_whole_chunks() -> None:
+    with Runner(limited(64, backend="process")) as runner:
+        runner.map(tasks.double, range(3000))
+        assert runner.map(tasks.double, range(5000))[-1].value == 9998
+        assert runner.counts()["memory"]["put_off"] == 0
+
+
+def test_a_worker_that_keeps_more_than_its_share_is_replaced() -> None:
+    """The share of one of two is the half."""
+    limit = held_now() / GB + 0.6
+    with Runner(ParallelConfig(backend="process", max_workers=2, memory_limit_gb=limit)) as runner:
+        pids = [runner.map(tasks.keep, [int(limit * 1024 * 0.55)])[0].value for _ in range(3)]
+    assert len(set(pids)) == 3
+
+
+# Settings
+
+
+def test_the_limit_may_be_a_share_of_what_there_is() -> None:
+    limit = ParallelConfig(memory_limit_fraction=0.5).memory_limit_bytes
+    assert limit == 0.5 * scope.usable_memory()
+    assert 0 < limit < float("inf")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"memory_limit_gb": 0}, "memory_limit_gb is 0"),
+        ({"memory_limit_gb": True}, "memory_limit_gb is True"),
+        ({"memory_limit_fraction": 1.5}, "memory_limit_fraction is 1.5"),
+        ({"memory_limit_gb": 1, "memory_limit_fraction": 0.5}, "both set"),
+        ({"enable_garbage_collection": 1}, "enable_garbage_collection is 1"),
+    ],
+)
+def test_a_wrong_limit_is_refused(wrong: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        ParallelConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_without_psutil_a_limit_is_refused_with_the_line_that_installs_it() -> None:
+    code = (
+        "import sys; sys.modules['psutil'] = None\n"
+        "from video import ParallelConfig, Runner\n"
+        "Runner()\n"
+        "try: Runner(ParallelConfig(memory_limit_gb=1))\n"
+        "except video.errors.MissingDependency as error: print(error)\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", "import video.errors\n" + code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "pip install 'parallel-video[memory]'" in answer.stdout
+
+
+def test_the_limit_is_one_of_the_settings_of_the_package() -> None:
+    assert video.ParallelConfig.from_mapping({"memory_limit_gb": "2.5"}).memory_limit_bytes == 2.5 * GB
