@@ -39,6 +39,7 @@ from video.errors import (
     VideoError,
     WorkerDied,
 )
+from video.runner import EngineReplacedWarning, Runner
 
 distributed = pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")
@@ -885,6 +886,28 @@ def test_a_lost_scheduler_fails_calls_and_those_that_follow(
             os.kill(cluster.scheduler, signal.SIGCONT)
             time.sleep(2.5)  # until it is asked again
             assert values(one, tasks.double, 1) == [2]
+
+
+@pytest.mark.slow
+def test_a_batch_whose_scheduler_is_lost_goes_on_without_the_cluster(tmp_path: Path, impatient: None) -> None:
+    """What it had begun may fail; all else runs on processes here."""
+    with running_cluster(tmp_path) as cluster:
+        config = ParallelConfig(backend="dask", cluster=cluster.address, max_workers=2, chunk_size=1)
+        with Runner(config) as runner, runner.stream(doze, range(40)) as stream:
+            found = [next(stream)]
+            os.kill(cluster.scheduler, signal.SIGKILL)
+            with pytest.warns(EngineReplacedWarning, match="dask engine has broken down, process is used"):
+                found += stream
+    assert [one.index for one in found] == list(range(40))
+    failed = [one for one in found if not one.ok]
+    assert len(failed) <= 4
+    assert all(isinstance(one.error, BackendUnavailable) for one in failed)
+    assert all(one.value == one.index for one in found if one.ok)
+
+
+def doze(number: int) -> int:
+    time.sleep(0.05)
+    return number
 
 
 def test_a_cluster_without_this_package_is_unavailable_and_says_so(tmp_path: Path) -> None:

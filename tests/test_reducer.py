@@ -1429,3 +1429,37 @@ TestAnyBatch.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+
+
+def gone(**about: Any) -> BackendUnavailable:
+    return BackendUnavailable("it has broken down", **about)
+
+
+def test_what_an_engine_had_that_breaks_down_is_for_the_next_one_uncharged() -> None:
+    reducer = batch(size=2, degrades=True)
+    first, second = lease(reducer), lease(reducer)
+    reducer.lost(first.number, gone())
+    assert reducer.broken is not None
+    reducer.move(Rules(width=1, most_leases=4, lookahead=100), Sizes(2))
+    assert reducer.broken is None
+    reducer.lost(second.number, gone())  # it had been with the engine from before
+    assert reducer.broken is None
+    answer(reducer, lease(reducer), lease(reducer))
+    assert [(one.index, one.value, one.attempts) for one in due(reducer)] == [
+        (index, value(index), 1) for index in range(4)
+    ]
+
+
+def test_what_may_have_begun_on_an_engine_that_breaks_down_does_not_begin_on_another() -> None:
+    reducer = batch(size=1, degrades=True)
+    reducer.lost(lease(reducer).number, gone(begun=True))
+    assert reducer.broken is not None
+    [outcome] = due(reducer)
+    assert isinstance(outcome.error, BackendUnavailable)
+
+
+def test_without_another_engine_all_that_is_left_fails() -> None:
+    reducer = batch(size=2)
+    reducer.lost(lease(reducer).number, gone())
+    assert reducer.broken is None
+    assert [type(one.error) for one in due(reducer)] == [BackendUnavailable] * 2
