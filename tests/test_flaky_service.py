@@ -100,3 +100,25 @@ def test_a_dead_host_does_not_stop_the_others() -> None:
     changes = [event.message for event in events if event.kind is Kind.BREAKER_CHANGED]
     assert changes[0].startswith(f"{dead.host}: closed -> open")
     assert not any(alive.host in change for change in changes)
+
+
+def test_what_becomes_of_a_rate_is_an_event_and_stands_in_the_counts() -> None:
+    events: list[Event] = []
+    config = ParallelConfig(
+        backend="thread", max_workers=2, max_retries=3, retry_delay_seconds=0.05, rate_limit_rpm=60_000
+    )
+    with serve() as server, Runner(config, observers=[events.append]) as runner:
+        urls = [
+            server.add("/halved.mp4", File(BODY, statuses=[429])),
+            server.add("/later.mp4", File(BODY, statuses=[429], headers={"Retry-After": "1"})),
+        ]
+        host = urls[0].split("/")[2]
+        assert all(one.ok for one in runner.map(fetch, urls, key=lambda url: url.split("/")[2]))
+        counts = runner.counts()["rate"]
+    told = " | ".join(one.message for one in events if one.kind is Kind.RATE_CHANGED)
+    assert f"{host}: the service refuses" in told
+    assert "half the rate" in told
+    assert "nothing for 1 s" in told
+    assert counts[host]["refusals"] == 2
+    assert 0 < counts[host]["factor"] < 1
+    assert events[-1].counts["rate"][host]["refusals"] == 2

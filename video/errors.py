@@ -161,7 +161,7 @@ class WorkerOutOfMemory(WorkerDied, MemoryError):
     ran."""
 
 
-class MemoryExceeded(TaskError, MemoryError):
+class MemoryExceeded(TaskError, RuntimeError, MemoryError):  # with MemoryError alone it could not be rebuilt
     """The memory budget has no room for the item, although nothing else runs; it was not begun."""
 
 

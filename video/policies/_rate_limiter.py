@@ -190,6 +190,12 @@ class DistributedRateLimiter:
         rate, factor, penalty, used, flying = self._apply(worker_id, "look")
         return RateState(rate, factor, penalty, int(used), int(flying))
 
+    def states(self) -> dict[str, RateState]:
+        """The budgets that this limiter has used, by `worker_id`; "": where all share one."""
+        with self._lock:
+            workers = list(self._keys)
+        return {worker: self.state(worker) for worker in workers}
+
     def close(self) -> None:
         """Let go of the store's files or connections."""
         self._store.close()

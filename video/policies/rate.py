@@ -10,10 +10,10 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from video.errors import CircuitOpen, ConfigError, StoreError
+from video.errors import CircuitOpen, ConfigError, StoreError, described
 from video.outcome import Outcome
 from video.policies._checks import number
 from video.policies._rate_gcra import Ticket
@@ -46,6 +46,8 @@ class RatePolicy:
         function of that key, called once for each, that gives a limiter, or None for no limit; or None.
     :param longest_penalty: seconds; a server that asks for more is left alone for so long.
     :param wall: the clock that dates in Retry-After are compared with, in seconds since the epoch.
+    :param listeners: told a key, and in words what has become of its rate, when a service refuses; in
+        whichever thread that comes to light.
     :raises ConfigError: naming the argument.
     """
 
@@ -58,6 +60,7 @@ class RatePolicy:
         *,
         longest_penalty: float = 3600.0,
         wall: Clock = time.time,
+        listeners: Iterable[Callable[[str, str], None]] = (),
     ) -> None:
         number("longest_penalty", longest_penalty)
         if not (limiter is None or isinstance(limiter, DistributedRateLimiter) or callable(limiter)):
@@ -70,6 +73,9 @@ class RatePolicy:
         self._one = limiter if isinstance(limiter, DistributedRateLimiter) else None
         self._make = None if isinstance(limiter, DistributedRateLimiter) else limiter
         self._wall = wall
+        self._listeners = tuple(listeners)
+        self._refusals: dict[str, int] = {}
+        """By key."""
         self._lock = threading.Lock()
         self._limiters: dict[str, DistributedRateLimiter | None] = {}
 
@@ -112,6 +118,12 @@ class RatePolicy:
         with self._failing("told of an outcome"):
             well = error is None and ticket.factor < 1.0
             limiter.end(ticket, now, penalty=penalty, refused=refused, went_well=well)
+        if error is not None and (penalty is not None or refused):
+            with self._lock:
+                self._refusals[job.key] = self._refusals.get(job.key, 0) + 1
+            words = "half the rate" if penalty is None else f"nothing for {penalty:.3g} s"
+            for tell in self._listeners:
+                tell(job.key, f"the service refuses ({described(error)}): {words}")
         return None
 
     def withdraw(self, job: Job, now: float) -> None:
@@ -127,6 +139,22 @@ class RatePolicy:
 
     def passed(self, count: int, now: float) -> None:
         """There was no limit."""
+
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """By key: how its budget stands (`RateState`), and how often the service refused; "": for all keys
+        together. A store that does not work has no states."""
+        with self._lock:
+            limiters, refusals = dict(self._limiters), dict(self._refusals)
+        found: dict[str, dict[str, Any]] = {}
+        with self._failing("asked how it stands"):
+            if self._one is not None:
+                found = {key: state._asdict() for key, state in self._one.states().items()}
+            for key, limiter in limiters.items():
+                if limiter is not None:
+                    found[key] = limiter.state(key)._asdict()
+        for key, state in found.items():
+            state["refusals"] = refusals.get(key, 0) if key else sum(refusals.values())
+        return found
 
     def _limiter(self, key: str) -> DistributedRateLimiter | None:
         if self._make is None:

@@ -12,7 +12,7 @@ from video.policies.base import Policy
 def standard(config: ParallelConfig, observers: Sequence[Observer] = ()) -> list[Policy]:
     """In their order: answers first, the spender last.
 
-    :param observers: told when a circuit opens or closes.
+    :param observers: told when a circuit opens or closes, and when a service refuses.
     """
     policies: list[Policy] = []
     if config.max_retries:
@@ -44,5 +44,9 @@ def standard(config: ParallelConfig, observers: Sequence[Observer] = ()) -> list
     if config.rate_limit_rpm is not None:
         from video.policies.rate import DistributedRateLimiter, RatePolicy
 
-        policies.append(RatePolicy(DistributedRateLimiter(config.rate_limit_rpm, mode="independent")))
+        def tell_of_rate(key: str, words: str) -> None:
+            emit(observers, Event(Kind.RATE_CHANGED, "", message=f"{key}: {words}" if key else words))
+
+        limiter = DistributedRateLimiter(config.rate_limit_rpm, mode="independent")
+        policies.append(RatePolicy(limiter, listeners=[tell_of_rate]))
     return policies
