@@ -280,7 +280,7 @@ class Batch(Generic[R]):
                     gate.leave(time.monotonic(), reducer.drawn if reducer.ended else None)
             if self._pilot is not None:
                 self._pilot.close()
-            counts = {} if self._gate is None else self._gate.counts()
+            counts = self._gate.counts() if self._gate is not None and self._observers else {}
             seconds = time.perf_counter() - started
             self._tell(Kind.BATCH_FINISHED, total=reducer.handed, seconds=seconds, counts=counts)
 

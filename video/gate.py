@@ -143,7 +143,14 @@ class Gate:
 
     def counts(self) -> dict[str, dict[str, Any]]:
         """What policies have counted, by their names."""
-        return {one.name: one.counts() for one in self._policies if hasattr(one, "counts")}
+        counts: dict[str, dict[str, Any]] = {}
+        for policy in self._policies:
+            try:
+                if (counted := getattr(policy, "counts", None)) is not None:
+                    counts[policy.name] = counted()
+            except Exception:  # noqa: BLE001  # nothing that was handed out is concerned
+                logger.exception("the %s policy could not say what it has counted", policy.name)
+        return counts
 
     def leave(self, now: float, total: int | None = None) -> None:
         """The batch ends: what has no outcome gives back what it took.
