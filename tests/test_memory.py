@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -307,23 +305,12 @@ def test_a_wrong_limit_is_refused(wrong: dict[str, object], words: str) -> None:
         ParallelConfig(**wrong)  # type: ignore[arg-type]
 
 
-def test_without_psutil_a_limit_is_refused_with_the_line_that_installs_it() -> None:
-    code = (
-        "import sys; sys.modules['psutil'] = None\n"
-        "from video import ParallelConfig, Runner\n"
-        "Runner()\n"
-        "try: Runner(ParallelConfig(memory_limit_gb=1))\n"
-        "except video.errors.MissingDependency as error: print(error)\n"
-    )
-    answer = subprocess.run(
-        [sys.executable, "-c", "import video.errors\n" + code],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert "pip install 'parallel-video[memory]'" in answer.stdout
-
-
 def test_the_limit_is_one_of_the_settings_of_the_package() -> None:
     assert video.ParallelConfig.from_mapping({"memory_limit_gb": "2.5"}).memory_limit_bytes == 2.5 * GB
+
+
+def test_garbage_collection_goes_by_its_short_name_too() -> None:
+    with video.create_high_performance_processor(memory_limit_gb=8, enable_gc=False) as processor:
+        assert processor.config.enable_garbage_collection is False
+    with pytest.raises(ConfigError, match="both set"):
+        video.create_high_performance_processor(enable_gc=True, enable_garbage_collection=True)

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from video import scope
-from video.errors import MemoryExceeded, MissingDependency
+from video.errors import MemoryExceeded
 from video.outcome import Outcome
 from video.policies._checks import number
 from video.policies.base import Job, Verdict
@@ -63,19 +63,11 @@ class Meter:
     """Looks at what this process and its children hold.
 
     Pages that children share, with this process or with each other, do not count for them.
-
-    :raises MissingDependency: without psutil.
     """
 
     def __init__(self) -> None:
-        try:
-            import psutil
-        except ImportError as error:
-            raise MissingDependency(
-                "is not installed, and a memory limit needs it",
-                subject="psutil",
-                cure="Run: pip install 'parallel-video[memory]'",
-            ) from error
+        import psutil  # only a batch with a limit spends the time
+
         self._psutil = psutil
         self._self = psutil.Process()
         self._children: list[Any] = []
@@ -113,7 +105,6 @@ class MemoryPolicy:
     :param collect: collect garbage where little is left.
     :param look: what is held, and `free` what is left beside that; by default the system is asked.
     :raises ConfigError: naming the argument.
-    :raises MissingDependency: without psutil, unless `look` is given.
     """
 
     name = "memory"
