@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import pickle
+import queue
 import signal
 import socket
 import subprocess
@@ -39,6 +40,7 @@ from video.errors import (
     VideoError,
     WorkerDied,
 )
+from video.outcome import Outcome
 from video.runner import EngineReplacedWarning, Runner
 
 distributed = pytest.importorskip("distributed")
@@ -908,6 +910,35 @@ def test_a_batch_whose_scheduler_is_lost_goes_on_without_the_cluster(tmp_path: P
 def doze(number: int) -> int:
     time.sleep(0.05)
     return number
+
+
+@pytest.mark.slow
+def test_a_batch_whose_scheduler_is_lost_ends_in_outcomes(
+    tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no other engine may go on: one for each item, in bounded time, and what had finished is kept."""
+    monkeypatch.setattr(engine, "CONNECT_SECONDS", 1.0)
+    ended: queue.SimpleQueue[list[Outcome[int]]] = queue.SimpleQueue()
+
+    def work(item: int) -> int:
+        if item >= 4:
+            (tmp_path / f"began.{item}").touch()
+            time.sleep(600)
+        return 2 * item
+
+    def batch(address: str) -> None:
+        settings = ParallelConfig(backend="dask", cluster=address, max_workers=2, chunk_size=1, strict=True)
+        with Runner(settings) as runner:
+            ended.put(runner.map(work, range(10)))
+
+    with running_cluster(tmp_path) as cluster:
+        threading.Thread(target=batch, args=(cluster.address,), daemon=True).start()
+        until(lambda: len(list(tmp_path.glob("began.*"))) == 2)
+        os.kill(cluster.scheduler, signal.SIGKILL)
+        outcomes = ended.get(timeout=SECONDS)
+    assert [one.index for one in outcomes] == list(range(10))
+    assert [one.value for one in outcomes[:4]] == [0, 2, 4, 6]
+    assert {type(one.error) for one in outcomes[4:]} == {BackendUnavailable}
 
 
 def test_a_cluster_without_this_package_is_unavailable_and_says_so(tmp_path: Path) -> None:
