@@ -665,6 +665,15 @@ def test_the_page_has_every_promise_in_words() -> None:
         assert f"### {number}. {heading}\n" in CONTRACT
 
 
+def test_what_no_check_proves_names_its_test_or_says_that_there_is_none() -> None:
+    _, _, said = CONTRACT.partition("## What else is said above")
+    rows = re.findall(r"^\| ([0-9]+) \| (.+) \| (.+) \|$", said.partition("\n## ")[0], re.MULTILINE)
+    assert rows
+    for number, words, proof in rows:
+        assert int(number) in PROMISES
+        assert proof.startswith(("`tests/test_", "nothing")), words
+
+
 def test_every_check_and_test_that_the_page_names_exists() -> None:
     code = Path(__file__).read_text()
     for path, name in re.findall(r"`(tests/\w+\.py)::(\w+)", CONTRACT):
