@@ -426,7 +426,7 @@ class Ours(Side):
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
-        self.processes = backend not in ("thread", "async")
+        self.processes = backend not in ("serial", "thread", "async")
         self.coroutines = backend == "async"
         self._runners: dict[float | None, Any] = {}
 
@@ -443,6 +443,8 @@ class Ours(Side):
         return [outcome.value for outcome in self._runner(limit).map(task, items) if outcome.ok]
 
     def cancel(self, task: Task, running: Callable[[], object]) -> bool | None:
+        if self.backend == "serial":
+            return None  # its item runs in the thread that would have to ask
         stream = self._runner().stream(task, range(3), ordered=False)
         next(stream)  # of another item; the first one hangs
         until(running, START_SECONDS)
@@ -467,7 +469,7 @@ SIDES: dict[str, Side] = {
     "pebble": Pebble(),
     "deadpool": Deadpool(),
     "distributed": Distributed(),
-    **{f"video:{name}": Ours(name) for name in ("thread", "process", "joblib", "dask", "async")},
+    **{f"video:{name}": Ours(name) for name in ("serial", "thread", "process", "joblib", "dask", "async")},
 }
 
 
