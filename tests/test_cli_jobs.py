@@ -8,10 +8,12 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.test_cli import ENVIRONMENT, SHORT, VIDEO, run, run_in_terminal
+from video.policies.checkpoint import Checkpoint, Command, batch_info, pending_commands
 
 
 @pytest.fixture
@@ -27,15 +29,24 @@ def clips(films: Path, out: Path, *more: object) -> subprocess.CompletedProcess[
     return run("clips", films, "--out", out, *SHORT, "--resume", *more, cwd=films.parent)
 
 
-def test_a_killed_run_goes_on_where_it_stopped(films: Path, tmp_path: Path) -> None:
-    out = tmp_path / "clips"
-    command = [*VIDEO, "clips", str(films), "--out", str(out), *SHORT, "--resume", "--workers", "1"]
+def killed(*words: object, cwd: Path, after: int = 2) -> list[dict[str, Any]]:
+    """The responses that a run had given when SIGKILL ended it."""
     with subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [*VIDEO, *map(str, words), "--workers", "1"],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     ) as program:
         assert program.stdout is not None
-        first = [json.loads(program.stdout.readline()) for _ in range(2)]
+        first = [json.loads(program.stdout.readline()) for _ in range(after)]
         os.kill(program.pid, signal.SIGKILL)
+    return first
+
+
+def test_a_killed_run_goes_on_where_it_stopped(films: Path, tmp_path: Path) -> None:
+    out = tmp_path / "clips"
+    first = killed("clips", films, "--out", out, *SHORT, "--resume", cwd=tmp_path)
     written = {clip["path"]: os.stat(clip["path"]).st_mtime_ns for one in first for clip in one["clips"]}
 
     ended = clips(films, out)
@@ -109,10 +120,162 @@ def test_jobs_are_shown_and_forgotten(films: Path, tmp_path: Path) -> None:
     assert list(out.glob("*.mp4")), "its files stay"
 
 
+# Without its command
+
+
+@pytest.fixture
+def few(films: Path) -> Path:
+    for number in range(3, 6):
+        (films / f"film-{number}.mp4").unlink()
+    return films
+
+
+def test_a_killed_batch_goes_on_from_its_checkpoint_alone_and_from_any_folder(
+    few: Path, tmp_path: Path
+) -> None:
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    first = killed("clips", "films", "--out", "clips", *SHORT, "--resume", cwd=tmp_path)
+    made = {
+        clip["path"]: os.stat(tmp_path / clip["path"]).st_mtime_ns for one in first for clip in one["clips"]
+    }
+
+    ended = run("jobs", "resume", tmp_path / "clips", cwd=elsewhere)
+    assert ended.returncode == 0, ended.stderr
+    responses = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [one["source"] for one in responses] == [str(few / f"film-{number}.mp4") for number in range(3)]
+    assert [one["clips"] for one in responses[:2]] == [one["clips"] for one in first]
+    assert {path: os.stat(path).st_mtime_ns for path in made} == made, "a clip was made twice"
+    assert {Path(clip["path"]).parent for one in responses for clip in one["clips"]} == {tmp_path / "clips"}
+    assert not list(elsewhere.iterdir())
+
+
+def test_names_from_standard_input_are_resumed_too(films: Path, tmp_path: Path) -> None:
+    names = "".join(f"films/film-{number}.mp4\n" for number in (0, 1)) + "films/late.mp4\n"
+    assert run("clips", "-", "--resume", *SHORT, cwd=tmp_path, text=names).returncode == 1
+    shutil.copy(films / "film-0.mp4", films / "late.mp4")
+    ended = run("jobs", "resume", "clips", cwd=tmp_path)
+    assert ended.returncode == 0
+    assert "2 videos done by an earlier run, 1 left to do" in ended.stderr
+
+
+def test_with_nothing_left_to_do_it_says_so(few: Path, tmp_path: Path) -> None:
+    clips(few, tmp_path / "clips")
+    ended = run("jobs", "resume", "clips", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (0, "")
+    assert "nothing to resume" in ended.stderr
+    assert "clips complete" in ended.stderr
+
+
+def test_of_several_batches_one_is_chosen(films: Path, tmp_path: Path) -> None:
+    for more in (), ("--mode", "copy", "--fork"):
+        missing = run("clips", films / "late.mp4", "--resume", *SHORT, *more, cwd=tmp_path)
+        assert missing.returncode == 1
+    shutil.copy(films / "film-0.mp4", films / "late.mp4")
+    refused = run("jobs", "resume", "clips", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "clips, clips-2" in refused.stderr
+    assert "--batch" in refused.stderr
+    assert run("jobs", "resume", "clips", "--batch", "clips-2", cwd=tmp_path).returncode == 0
+    file = tmp_path / "clips" / ".video-jobs.sqlite"
+    assert [batch_info(file, name).complete for name in ("clips", "clips-2")] == [False, True]
+
+
+def test_all_unfinished_commands_of_a_batch_are_resumed(films: Path, tmp_path: Path) -> None:
+    for name in ("a", "b", "film-0"):
+        run("clips", films / f"{name}.mp4", "--resume", *SHORT, cwd=tmp_path)
+    for name in ("a", "b"):
+        shutil.copy(films / "film-1.mp4", films / f"{name}.mp4")
+    ended = run("jobs", "resume", "clips", cwd=tmp_path)
+    assert ended.returncode == 0
+    sources = [Path(json.loads(line)["source"]).name for line in ended.stdout.splitlines()]
+    assert sources == ["a.mp4", "b.mp4"]
+
+
+def test_a_video_that_is_gone_fails_alone(few: Path, tmp_path: Path) -> None:
+    killed("clips", few, "--resume", *SHORT, cwd=tmp_path)
+    (few / "film-2.mp4").unlink()
+    ended = run("jobs", "resume", "clips", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert [json.loads(line)["success"] for line in ended.stdout.splitlines()] == [True] * 2 + [False]
+    assert f"{few / 'film-2.mp4'} does not exist" in ended.stderr.replace(": does", " does")
+
+
+def test_a_folder_that_was_moved_gets_its_own_clips(few: Path, tmp_path: Path) -> None:
+    killed("clips", few, "--resume", *SHORT, cwd=tmp_path)
+    (tmp_path / "clips").rename(tmp_path / "moved")
+    assert run("jobs", "resume", "moved", cwd=tmp_path).returncode == 0
+    assert not (tmp_path / "clips").exists()
+    assert {path.name[:6] for path in (tmp_path / "moved").glob("*.mp4")} == {
+        f"film-{number}" for number in range(3)
+    }
+
+
+def test_what_a_program_ran_only_that_program_resumes(tmp_path: Path) -> None:
+    with Checkpoint(tmp_path / "jobs.sqlite", batch="mine", total=3):
+        pass
+    ended = run("jobs", "resume", "jobs.sqlite", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "checkpoint=Checkpoint(" in ended.stderr
+    assert "mine" in ended.stderr
+
+
+GOOD = {
+    "sources": ["x.mp4"], "out": ".", "count": 1, "max_length": 3.0, "mode": "exact", "format": "mp4",
+    "retries": 0, "backend": "auto",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"out": "../outside"},
+        {"format": "../../x.mp4"},
+        {"sources": [["rm"]]},
+        {"sources": []},
+        {"more": 1},
+        {"count": 10**9},
+    ],
+)
+def test_a_checkpoint_can_have_nothing_run_that_is_no_batch_of_clips_in_its_folder(
+    wrong: dict[str, Any], tmp_path: Path
+) -> None:
+    (home := tmp_path / "home").mkdir()
+    with Checkpoint(home / "jobs.sqlite", batch="clips", command=Command("clips", GOOD | wrong)):
+        pass
+    ended = run("jobs", "resume", "home/jobs.sqlite", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "holds a command that cannot be run" in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_a_checkpoint_that_others_can_write_is_not_obeyed(tmp_path: Path) -> None:
+    with Checkpoint(tmp_path / "jobs.sqlite", batch="clips", command=Command("clips", GOOD)):
+        pass
+    (tmp_path / "jobs.sqlite").chmod(0o666)
+    ended = run("jobs", "resume", "jobs.sqlite", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "another user" in ended.stderr
+
+
+def test_a_command_is_kept_until_it_is_carried_out_and_forgotten_with_its_batch(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite"
+    for name in ("a", "b", "a"):
+        Checkpoint(path, total=0, command=Command(name, {"of": name})).close()
+    assert [one.name for one in pending_commands(path, "default")] == ["b", "a"]
+    with Checkpoint(path, total=0, command=Command("b", {})) as checkpoint:
+        checkpoint.carried_out()
+    assert [one.arguments for one in pending_commands(path, "default")] == [{"of": "a"}]
+    assert not batch_info(path, "default").complete
+    assert run("jobs", "forget", path, "default", cwd=tmp_path).returncode == 0
+    Checkpoint(path, total=0).close()
+    assert pending_commands(path, "default") == []
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["clips", "x.mp4", "--resume", "--dry-run"], "writes nothing"),
+        (["jobs", "resume", "."], "no such checkpoint"),
         (["clips", "x.mp4", "--fork"], "--resume"),
         (["jobs", "list", "."], "no such checkpoint"),
         (["jobs", "show", "missing", "clips"], "missing"),

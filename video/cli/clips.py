@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json as json_module
 import os
 from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import click
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from rich.console import Console
 
 from video.cli.common import (
@@ -25,8 +28,11 @@ from video.cli.common import (
     say,
 )
 from video.cli.inputs import expand
-from video.models import VideoClipRequest, VideoClipResponse
+from video.models import Format, Mode, VideoClipRequest, VideoClipResponse
 from video.sources.base import is_url, readable, redact
+
+if TYPE_CHECKING:  # with SQLite, for those who use one
+    from video.policies.checkpoint import Command
 
 EXAMPLES = """\b
 Examples:
@@ -37,6 +43,57 @@ Examples:
   video clips https://example.org/talk.mp4 --mode copy
   find . -name '*.mp4' | video clips - --dry-run
 """
+
+
+class Asked(BaseModel):
+    """What a run is for. A checkpoint keeps it, so that `video jobs resume` can go on without being told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sources: list[Any]
+    """Text, though not always in UTF-8: the names of files need not be."""
+    out: Any
+    count: int = Field(ge=1, le=1000)
+    min_length: float | None = None
+    max_length: float
+    mode: Mode
+    format: Format
+    retries: int = Field(ge=0, le=100)
+    backend: str
+    workers: int | None = Field(default=None, ge=1)
+    timeout: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _as_a_request(self) -> Self:
+        VideoClipRequest.model_validate({"source": "any", **self.settings})
+        return self
+
+    @field_validator("sources")
+    @classmethod
+    def _some_text(cls, sources: list[Any]) -> list[Any]:
+        if not sources or not all(isinstance(one, str) and one for one in sources):
+            raise ValueError("must be names")
+        return sources
+
+    @field_validator("out")
+    @classmethod
+    def _a_text(cls, out: Any) -> str:
+        if not isinstance(out, str) or not out:
+            raise ValueError("must be the name of a folder")
+        return out
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of each request, but for the output folder: what an earlier run must have had, too."""
+        settings: dict[str, Any] = {
+            "count": self.count,
+            "mode": self.mode,
+            "format": self.format,
+            "max_clip_length": self.max_length,
+        }
+        if self.min_length is not None:
+            settings["min_clip_length"] = self.min_length
+        return settings
 
 
 @click.command(epilog=EXAMPLES)
@@ -128,49 +185,62 @@ def clips(
     INPUT is a file, a folder, a glob in quotes, @FILE (a list, one name a line), a URL, or - (a list on
     standard input). Put -- before names that start with a dash.
     """
-    from video.processors.clip import ClipPreview, VideoClipProcessor
-    from video.telemetry.progress import ProgressBars
-
     sources, notes = expand(inputs, leave_out=out)
     if not sources:
         raise click.UsageError("; ".join(notes) or "the list names no video")
-    settings = {
-        "count": count,
-        "output_dir": out,
-        "mode": mode,
-        "format": format_,
-        "max_clip_length": max_length,
-    }
-    if min_length is not None:
-        settings["min_clip_length"] = min_length
     try:
-        VideoClipRequest.model_validate({"source": "any", **settings})
+        asked = Asked.model_validate({
+            "sources": sources, "out": str(out), "count": count, "min_length": min_length,
+            "max_length": max_length, "mode": mode, "format": format_, "retries": retries,
+            "backend": backend, "workers": workers, "timeout": timeout,
+        })  # fmt: skip
     except ValidationError as error:
         raise click.UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
-    requests = [{"source": source, **settings} for source in sources]
     resume = resume or checkpoint is not None
     if resume and dry_run:
         raise click.UsageError("--dry-run writes nothing that could be resumed")
     if fork and not resume:
         raise click.UsageError("--fork needs --resume")
+    place = (checkpoint or folder_of(out) / CHECKPOINT) if resume else None
+    return run_clips(
+        asked, notes, json, explain, dry_run, debug, place=place, fork=fork,
+        command=None if place is None else kept_as(asked, inputs, place),
+    )  # fmt: skip
 
-    console, lines = people(), machine_reads(json)
+
+def run_clips(
+    asked: Asked, notes: Sequence[str] = (), json: bool = False, explain: bool = False, dry_run: bool = False,
+    debug: bool = False, *, place: Path | None = None, batch: str | None = None, fork: bool = False,
+    command: Command | None = None,
+) -> int:  # fmt: skip
+    """Do what is asked for, and tell of it.
+
+    :param place: the checkpoint; None: without one.
+    :return: the exit code.
+    """
+    from video.processors.clip import ClipPreview, VideoClipProcessor
+    from video.telemetry.progress import ProgressBars
+
+    console, lines, sources, out = people(), machine_reads(json), asked.sources, Path(asked.out)
+    requests = [{"source": source, "output_dir": out, **asked.settings} for source in sources]
     responses: list[VideoClipResponse] = []
     processor_type = ClipPreview if dry_run else VideoClipProcessor
+    config = config_of(asked.backend, asked.workers, asked.timeout, asked.retries)
     names = [redact(source) if is_url(source) else readable(os.path.basename(source)) for source in sources]
     try:
         with (
             ProgressBars("videos", names, console) as bars,
-            processor_type(config_of(backend, workers, timeout, retries), observers=[bars]) as processor,
+            processor_type(config, observers=[bars]) as processor,
             contextlib.ExitStack() as stack,
         ):
             kept = None
-            if resume:
-                made = {name: value for name, value in settings.items() if name != "output_dir"}
-                place = checkpoint or folder_of(out) / CHECKPOINT
-                kept = stack.enter_context(processor.open_checkpoint(place, settings=made, fork=fork))
+            if place is not None:
+                kept = processor.open_checkpoint(
+                    place, batch=batch, settings=asked.settings, fork=fork, command=command
+                )
+                stack.enter_context(kept)
             if explain:
-                say(console, str(processor.explain(requests, backend)))
+                say(console, str(processor.explain(requests, asked.backend)))
             for ready in processor.stream_process(requests, checkpoint=kept):
                 go_on()
                 responses += ready
@@ -178,18 +248,40 @@ def clips(
                     for response in ready:
                         click.echo(as_line(response, debug))
             go_on()
+            if kept is not None and all(response.success for response in responses):
+                kept.carried_out()
             if kept is not None and kept.answered:
                 rest = f"{kept.begun} left to do" if kept.begun else "nothing left to do"
                 say(console, f"{counted(kept.answered, 'video')} done by an earlier run, {rest}")
     except KeyboardInterrupt:
         done = sum(response.success for response in responses)
-        more = "; the same command goes on from there" if resume else ""
+        more = "; the same command goes on from there, or video jobs resume" if place is not None else ""
         say(console, f"stopped after {counted(done, 'video')} of {len(sources)}; clips stay in {out}{more}")
         return STOPPED_EXIT
     if not lines:
         show(responses, output(), out, dry_run)
     complain(responses, notes, console, debug)
     return 0 if not notes and all(response.success for response in responses) else SOME_FAILED_EXIT
+
+
+def kept_as(asked: Asked, inputs: Sequence[str], place: Path) -> Command:
+    """What is asked for, as a checkpoint keeps it: its paths hold in any folder, and an output folder at or
+    below the checkpoint's moves with it. Its name stands for what was typed, so that a folder with more films
+    in it is still the same."""
+    from video.policies.checkpoint import Command
+    from video.processors.clip import absolute
+
+    home, out = os.path.dirname(os.path.realpath(place)), os.path.realpath(asked.out)
+    typed = [one[:1] + absolute(one[1:]) if one.startswith("@") else absolute(one) for one in inputs]
+    if "-" in inputs:
+        typed += asked.sources
+    inside = os.path.commonpath([home, out]) == home
+    arguments = asked.model_dump() | {
+        "sources": list(map(absolute, asked.sources)),
+        "out": os.path.relpath(out, home) if inside else out,
+    }
+    words = json_module.dumps([typed, out]).encode()
+    return Command(f"clips {blake2b(words, digest_size=8).hexdigest()}", arguments)
 
 
 def folder_of(out: Path) -> Path:

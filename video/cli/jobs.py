@@ -1,20 +1,28 @@
-"""`video jobs`: what checkpoints hold."""
+"""`video jobs`: what checkpoints hold, and how what they hold goes on."""
 
 from __future__ import annotations
 
 import dataclasses
 import json as json_module
+import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from video.cli.common import CHECKPOINT, counted, machine_reads, output, people, say
+from video.cli.common import CHECKPOINT, STOPPED_EXIT, counted, machine_reads, output, people, say
+from video.errors import StoreError
+
+if TYPE_CHECKING:
+    from video.cli.clips import Asked
+    from video.policies.checkpoint import Command
 
 EXAMPLES = """\b
 Examples:
   video jobs list clips/                the batches that were run into a folder
   video jobs show clips/ clips          one of them, and what failed in it
+  video jobs resume clips/              go on with the one that was stopped
   video jobs forget clips/ clips        run all of it again next time; its files stay
 """
 
@@ -25,10 +33,9 @@ as_json = click.option("--json", is_flag=True, help="One JSON object a batch.  [
 
 @click.group(epilog=EXAMPLES)
 def jobs() -> None:
-    """See and forget what batches with --resume have written down.
+    """See, resume and forget what batches with --resume have written down.
 
-    FILE is a checkpoint, or the folder in which `video clips --resume` keeps one. To go on with a batch that
-    was stopped, give its command again: `video clips ... --resume`.
+    FILE is a checkpoint, or the folder in which `video clips --resume` keeps one.
     """
 
 
@@ -80,6 +87,87 @@ def show(place: Path, batch: str, json: bool) -> None:
         say(console, f"  {name} {value}")
     for position, words in info.failures:
         say(console, f"  item {position}: {words}")
+
+
+@jobs.command()
+@place
+@click.option("--batch", metavar="NAME", help="Which batch.  [default: the only one that is not complete]")
+@click.option("--json", is_flag=True, help="One JSON object a video, as `video clips` prints.")
+@click.option("--debug", is_flag=True, help="Show tracebacks of what fails.")
+def resume(place: Path, batch: str | None, json: bool, debug: bool) -> int:
+    """Go on with a batch that was stopped, as it was asked for: the same as to give its command again.
+
+    A batch that was not run by `video clips` can only be resumed by the program that ran it.
+    """
+    from video.cli.clips import run_clips
+    from video.policies.checkpoint import batch_info, list_batches, pending_commands
+
+    file, console = _file(place), people()
+    found = [batch_info(file, batch)] if batch else list_batches(file)
+    left = [one for one in found if not one.complete]
+    if not left:
+        names = ", ".join(one.batch for one in found)
+        say(console, f"nothing to resume in {file}: {names + ' complete' if names else 'it holds no batch'}")
+        return 0
+    if len(left) > 1:
+        names = ", ".join(one.batch for one in left)
+        raise click.UsageError(f"{len(left)} batches are not complete: {names}. Choose one by --batch NAME.")
+    name = left[0].batch
+    commands = pending_commands(file, name)
+    if not commands:
+        raise StoreError(
+            "does not say how it was asked for, since a program of its own ran it",
+            subject=f"{file}, batch {name!r}",
+            cure=f"Run that program again with the same checkpoint: checkpoint=Checkpoint({str(file)!r}, "
+            f"batch={name!r}), or checkpoint={str(file)!r} for a processor",
+        )
+    _check_owner(file)
+    code = 0
+    for command in commands:
+        asked = _asked(file, name, command)
+        videos = counted(len(asked.sources), "video")
+        say(console, f"going on with batch {name}: {videos}, clips in {asked.out}")
+        code = max(code, run_clips(asked, json=json, debug=debug, place=file, batch=name, command=command))
+        if code == STOPPED_EXIT:
+            break
+    return code
+
+
+def _check_owner(file: Path) -> None:
+    """What is to be done stands in the file: only who may run things as this user may have written it.
+
+    :raises StoreError: if others may have.
+    """
+    about = os.stat(file)
+    if about.st_uid != os.geteuid() or about.st_mode & 0o022:
+        raise StoreError(
+            "may have been written by another user, and says what is to be run",
+            subject=str(file),
+            cure="Give the batch's own command again; or, if you trust it, make it yours alone: "
+            "chown, chmod 600",
+        )
+
+
+def _asked(file: Path, batch: str, command: Command) -> Asked:
+    """
+    :raises StoreError: if the file does not hold what `video clips` writes there.
+    """
+    from video.cli.clips import Asked
+
+    home = os.path.dirname(os.path.realpath(file))
+    try:
+        asked = Asked.model_validate(command.arguments)
+        out = os.path.realpath(os.path.join(home, asked.out))
+        if not os.path.isabs(asked.out) and os.path.commonpath([home, out]) != home:
+            raise ValueError(f"its output folder leads out of {home}")
+    except ValueError as error:  # pydantic's, too
+        words = " ".join(str(error).split())
+        raise StoreError(
+            f"holds a command that cannot be run ({words})",
+            subject=f"{file}, batch {batch!r}",
+            cure="Give the command itself again: video clips ... --resume",
+        ) from error
+    return asked.model_copy(update={"out": out})
 
 
 @jobs.command()

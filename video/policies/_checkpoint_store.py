@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from video.errors import CheckpointMismatch, StoreError
 from video.policies._sqlite import filesystem, is_network, transaction
@@ -44,6 +44,16 @@ Slot = tuple[bytes, int]
 Row = tuple[int, int, int, float, str | None, str | None, str | None]
 """State, position in the input, attempts, seconds; value, error and outputs as text."""
 
+
+class Command(NamedTuple):
+    """What was asked for by a run that can be asked for again without its program (`video jobs resume`)."""
+
+    name: str
+    """Of what was asked for: a later run of that name takes the place of this one."""
+    arguments: dict[str, Any]
+    """Plain data. It is stored as it is, in a file for its owner only."""
+
+
 SCHEMA = f"""
 CREATE TABLE batches (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, fingerprint TEXT NOT NULL,
@@ -57,6 +67,13 @@ CREATE TABLE items (
 PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {VERSION};
 """
+COMMANDS = """
+CREATE TABLE IF NOT EXISTS commands (
+    batch INTEGER NOT NULL REFERENCES batches(id), name TEXT NOT NULL, arguments TEXT NOT NULL,
+    UNIQUE (batch, name)
+)
+"""
+"""Of runs that have not been carried out. Beside the schema, since files of the same layout lack it."""
 PUT = """
 INSERT INTO items (batch, key, nth, state, place, attempts, seconds, value, error, outputs)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -88,10 +105,12 @@ class BatchInfo:
     """The process that runs the batch; None: none does."""
     failures: tuple[tuple[int, str], ...] = ()
     """Position and error of the first few failed items; only `batch_info` fills it."""
+    commands: int = 0
+    """How many runs can be asked for again (`pending_commands`), since not all that they were for is done."""
 
     @property
     def complete(self) -> bool:
-        return self.total is not None and self.done >= self.total
+        return not self.commands and self.total is not None and self.done >= self.total
 
 
 class Store:
@@ -112,8 +131,10 @@ class Store:
         fork: bool = False,
         total: int | None = None,
         durable: bool = False,
+        command: Command | None = None,
     ) -> None:
         self.path = path
+        self._command = command
         self._guard = threading.Lock()
         self._next_stamp = 0.0
         with explained(path):
@@ -134,27 +155,34 @@ class Store:
     def _enter(self, fingerprint: dict[str, Any], total: int | None) -> int:
         """The batch's number in the file; makes it where it is new."""
         with transaction(self._db):
-            row = self._db.execute(
-                "SELECT id, fingerprint FROM batches WHERE name = ?", (self.batch,)
-            ).fetchone()
-            if row is None:
-                now, text = time.time(), json.dumps(fingerprint, sort_keys=True)
-                added = self._db.execute(
-                    "INSERT INTO batches (name, fingerprint, total, created, updated) VALUES (?, ?, ?, ?, ?)",
-                    (self.batch, text, total, now, now),
+            number = self._find_or_make(fingerprint, total)
+            if self._command is not None:
+                name, arguments = self._command
+                self._db.execute(
+                    "INSERT OR REPLACE INTO commands VALUES (?, ?, ?)", (number, name, json.dumps(arguments))
                 )
-                assert added.lastrowid is not None
-                return added.lastrowid
-            if words := _differences(json.loads(row[1]), fingerprint):
-                raise CheckpointMismatch(
-                    f"was made with other settings: {words}",
-                    subject=f"{self.path}, batch {self.batch!r}",
-                    cure="Set them back; or run a new batch beside it (--fork, fork=True); "
-                    "or give up what it holds (video jobs forget, forget(path, batch))",
-                )
-            if total is not None:
-                self._db.execute("UPDATE batches SET total = ? WHERE id = ?", (total, row[0]))
-            return int(row[0])
+            return number
+
+    def _find_or_make(self, fingerprint: dict[str, Any], total: int | None) -> int:
+        row = self._db.execute("SELECT id, fingerprint FROM batches WHERE name = ?", (self.batch,)).fetchone()
+        if row is None:
+            now, text = time.time(), json.dumps(fingerprint, sort_keys=True)
+            added = self._db.execute(
+                "INSERT INTO batches (name, fingerprint, total, created, updated) VALUES (?, ?, ?, ?, ?)",
+                (self.batch, text, total, now, now),
+            )
+            assert added.lastrowid is not None
+            return added.lastrowid
+        if words := _differences(json.loads(row[1]), fingerprint):
+            raise CheckpointMismatch(
+                f"was made with other settings: {words}",
+                subject=f"{self.path}, batch {self.batch!r}",
+                cure="Set them back; or run a new batch beside it (--fork, fork=True); "
+                "or give up what it holds (video jobs forget, forget(path, batch))",
+            )
+        if total is not None:
+            self._db.execute("UPDATE batches SET total = ? WHERE id = ?", (total, row[0]))
+        return int(row[0])
 
     def done(self, slots: Sequence[Slot]) -> list[tuple[int, float, str | None, str | None] | None]:
         """For each slot: attempts, seconds, value and outputs if it is done; else None."""
@@ -185,6 +213,14 @@ class Store:
             (time.time(), total, self._id),
         )
 
+    def carried_out(self) -> None:
+        """All that the command was for is done: it is not to be resumed any more."""
+        if self._command is not None:
+            with self._guard, explained(self.path), transaction(self._db):
+                self._db.execute(
+                    "DELETE FROM commands WHERE batch = ? AND name = ?", (self._id, self._command.name)
+                )
+
     def close(self) -> None:
         """Let go of the file and the batch; does nothing the second time."""
         with self._guard, contextlib.suppress(sqlite3.Error):  # a full disk: the log stays beside the file
@@ -210,6 +246,22 @@ def batch_info(path: str | os.PathLike[str], batch: str) -> BatchInfo:
         return _info(where, db, _row(where, db, batch), MOST_FAILURES)
 
 
+def pending_commands(path: str | os.PathLike[str], batch: str) -> list[Command]:
+    """What was asked for of a batch and is not all done, the oldest first; empty: nothing, or by a program
+    that only itself can go on.
+
+    :raises StoreError: if there is no such file or batch, or it cannot be read.
+    """
+    with _reading(path) as (where, db):
+        rows = db.execute(
+            "SELECT name, arguments FROM commands WHERE batch = ? ORDER BY rowid", _row(where, db, batch)[:1]
+        ).fetchall()
+        try:
+            return [Command(name, dict(json.loads(arguments))) for name, arguments in rows]
+        except (TypeError, ValueError) as error:
+            raise _damaged(where, f"a command of batch {batch!r} is no JSON object") from error
+
+
 def forget(path: str | os.PathLike[str], batch: str) -> int:
     """Remove all that is known of a batch; its output files stay.
 
@@ -220,6 +272,7 @@ def forget(path: str | os.PathLike[str], batch: str) -> int:
         number = _row(where, db, batch)[0]
         with held(where, batch), transaction(db):
             gone = db.execute("DELETE FROM items WHERE batch = ?", (number,)).rowcount
+            db.execute("DELETE FROM commands WHERE batch = ?", (number,))
             db.execute("DELETE FROM batches WHERE id = ?", (number,))
         return gone
 
@@ -247,6 +300,7 @@ def _info(path: Path, db: sqlite3.Connection, row: tuple[Any, ...], failures: in
         "SELECT place, error FROM items WHERE batch = ? AND state = ? ORDER BY place LIMIT ?",
         (number, FAILED, failures),
     )
+    (commands,) = db.execute("SELECT count(*) FROM commands WHERE batch = ?", (number,)).fetchone()
     return BatchInfo(
         batch=name,
         fingerprint=json.loads(fingerprint),
@@ -258,6 +312,7 @@ def _info(path: Path, db: sqlite3.Connection, row: tuple[Any, ...], failures: in
         updated=max(created, updated),  # the clock may have been set back between
         pid=_holder(_lock_path(path, name)),
         failures=tuple(failed),
+        commands=commands,
     )
 
 
@@ -362,6 +417,8 @@ def _check(db: sqlite3.Connection, path: Path) -> None:
     (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
         raise _damaged(path, found)
+    if not number("SELECT count(*) FROM sqlite_master WHERE name = 'commands'"):
+        db.execute(COMMANDS)
 
 
 def _use_log(db: sqlite3.Connection, path: Path) -> None:

@@ -38,17 +38,27 @@ from video.policies._checkpoint_store import (
     DONE,
     FAILED,
     BatchInfo,
+    Command,
     Row,
     Slot,
     Store,
     batch_info,
     forget,
     list_batches,
+    pending_commands,
 )
 from video.policies._content import content_key
 from video.policies.base import Job, Verdict
 
-__all__ = ["BatchInfo", "Checkpoint", "batch_info", "forget", "list_batches"]
+__all__ = [
+    "BatchInfo",
+    "Checkpoint",
+    "Command",
+    "batch_info",
+    "forget",
+    "list_batches",
+    "pending_commands",
+]
 
 GROUP_ROWS = 1000
 """A commit of so many costs some 3 us a row (benchmarks/bench_checkpoint.py); more gain nothing."""
@@ -85,6 +95,8 @@ class Checkpoint:
         make up so much together. That finds what was cut off, exchanged or never filled; it may not find a
         few changed bytes. None: always whole; 0: sizes only.
     :param interval: seconds after which a result is committed at the latest, unless `flush` does so before.
+    :param command: how to ask for this run again without the program that made it: kept until `carried_out`
+        is called.
     :raises ConfigError: if an argument is wrong.
     :raises StoreError: if the file cannot be used, or another process runs this batch.
     :raises CheckpointMismatch: if the batch was made with another fingerprint, and `fork` is not set.
@@ -111,6 +123,7 @@ class Checkpoint:
         durable: bool = False,
         whole_bytes: int | None = WHOLE_BYTES,
         interval: float = GROUP_SECONDS,
+        command: Command | None = None,
     ) -> None:
         _check_name(batch)
         if (encode is None) != (decode is None):
@@ -145,7 +158,13 @@ class Checkpoint:
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         self._store = Store(
-            self.path, batch, _plain_fingerprint(fingerprint or {}), fork=fork, total=total, durable=durable
+            self.path,
+            batch,
+            _plain_fingerprint(fingerprint or {}),
+            fork=fork,
+            total=total,
+            durable=durable,
+            command=command,
         )
 
     @property
@@ -251,6 +270,14 @@ class Checkpoint:
         """The length of the input, once it is known; committed with the next group."""
         with self._lock:
             self._total = total
+
+    def carried_out(self) -> None:
+        """Say that all that `command` was for is done, so that it is not to be resumed.
+
+        :raises StoreError: if it cannot be written.
+        """
+        self.flush()
+        self._store.carried_out()
 
     def close(self) -> None:
         """Commit what is queued and let go of the file; does nothing the second time.

@@ -30,7 +30,7 @@ from video.selector import Decision
 from video.sources.base import readable, redact
 
 if TYPE_CHECKING:  # with SQLite, for those who use one
-    from video.policies.checkpoint import Checkpoint
+    from video.policies.checkpoint import Checkpoint, Command
 
 Request = TypeVar("Request", bound=BaseModel)
 Response = TypeVar("Response")
@@ -150,12 +150,14 @@ class Processor(ABC, Generic[Request, Response]):
         batch: str | None = None,
         settings: Mapping[str, Any] | None = None,
         fork: bool = False,
+        command: Command | None = None,
     ) -> Checkpoint:
         """A checkpoint for batches of this processor; use it in a `with` block.
 
         :param batch: its name in the file; None: the processor's own.
         :param settings: plain data: a batch that was run with others is refused.
         :param fork: where it was run with others, begin a new one beside it.
+        :param command: how to ask for it again without this program; see `Checkpoint`.
         :raises CheckpointMismatch: if it was run with other settings, and `fork` is not set.
         :raises StoreError: if the file cannot be used, or another process runs this batch.
         """
@@ -170,6 +172,7 @@ class Processor(ABC, Generic[Request, Response]):
             decode=self.value,
             outputs=self.outputs,
             fork=fork,
+            command=command,
         )
 
     def job_key(self, job: Any) -> str:

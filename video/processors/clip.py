@@ -153,11 +153,9 @@ class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
         return (clip.path for clip in value)
 
     def prepare(self, request: VideoClipRequest, names: Names) -> ClipJob:
-        source, folder = request.source, Path(os.path.abspath(request.output_dir))
-        if not is_url(source) and not source.startswith(("file:", "~")):
-            source = os.path.abspath(source)
+        folder = Path(os.path.abspath(request.output_dir))
         return ClipJob(
-            source=source,
+            source=absolute(request.source),
             stem=_unique(display_name(request.source), folder, names, request),
             output_dir=folder,
             count=request.count,
@@ -188,6 +186,11 @@ class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
             reason=chosen.reason,
             request=request,
         )
+
+
+def absolute(source: str) -> str:
+    """`source` as it is understood in any folder."""
+    return source if is_url(source) or source.startswith(("file:", "~")) else os.path.abspath(source)
 
 
 class ClipPreview(VideoClipProcessor):
