@@ -176,7 +176,8 @@ class Batch(Generic[R]):
             max_memory_kills=config.max_memory_kills,
             by_items=self._coroutine,
             bounded=opened.bounded,
-            degrades=self._step_down is not None and plan.simpler(choice.backend, timed=timed) is not None,
+            degrades=self._step_down is not None
+            and plan.after_breakdown(choice.backend, timed=timed) is not None,
             forgets=hasattr(opened.executor, "kill"),
         )
         return rules, plan.ChunkSizes(limit, width, opened.target)

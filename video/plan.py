@@ -123,6 +123,12 @@ def simpler(backend: str, *, timed: bool) -> str | None:
     return None if next_one == "serial" and timed else next_one
 
 
+def after_breakdown(backend: str, *, timed: bool) -> str | None:
+    """The same for one that breaks down in the middle of a batch. Not from processes to the program itself:
+    whatever ends workers as soon as they start would end that."""
+    return None if backend == "process" else simpler(backend, timed=timed)
+
+
 def instead(choice: Choice, backend: str) -> Choice:
     """The same on another engine."""
     workers = 1 if backend == "serial" else choice.workers

@@ -470,7 +470,7 @@ class Runner:
         :raises BackendUnavailable: if there is none.
         """
         with self._opening:
-            simpler = plan.simpler(choice.backend, timed=self.config.timeout is not None)
+            simpler = plan.after_breakdown(choice.backend, timed=self.config.timeout is not None)
             if simpler is None:
                 raise error
             if choice.backend not in self._replaced:
