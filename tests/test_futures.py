@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -47,10 +49,12 @@ Make = Callable[..., ParallelExecutor]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """One of Dask for all tests here: to start it takes longer than each of them."""
+    """One of Dask for all tests here: to start it takes longer than each of them. It sets variables of this
+    process (OMP_NUM_THREADS among them), which later workers would take for the user's."""
     import distributed
 
     with (
+        mock.patch.dict(os.environ),
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
