@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from video import scope
+
 
 def deaths(root: Path = Path("/")) -> int:
     """Kills for want of memory that the kernel has counted for the control group of this process, or on the
@@ -15,21 +17,10 @@ def deaths(root: Path = Path("/")) -> int:
     Sources: `memory.events` (cgroup v2), `memory.oom_control` (v1) and `oom_kill` of /proc/vmstat in the
     kernel's documentation; `memcg_memory_event` in mm/memcontrol.c.
     """
-    with contextlib.suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, group = line.split(":", 2)
-            if controllers == "":
-                top, name = root / "sys/fs/cgroup", "memory.events"
-            elif "memory" in controllers.split(","):
-                top, name = root / "sys/fs/cgroup/memory", "memory.oom_control"
-            else:
-                continue
-            folder = top / group.lstrip("/")
-            for place in (folder, *folder.parents):  # a container may see its own group as the top
-                if (count := _counted(place / name)) is not None:
-                    return count
-                if place == top:
-                    break
+    for folder in scope.control_groups("memory", str(root)):
+        for name in ("memory.events", "memory.oom_control"):
+            if (count := _counted(Path(folder, name))) is not None:
+                return count
     return _counted(root / "proc/vmstat") or 0
 
 
