@@ -144,6 +144,12 @@ def child_then_hang(path: str) -> None:
     time.sleep(60)
 
 
+def sleep_and_tell(seconds: float) -> int:
+    """Of the worker, the id of its process."""
+    time.sleep(seconds)
+    return os.getpid()
+
+
 def hold(megabytes: int) -> int:
     """Fill so much memory for half a second."""
     _held = b"x" * (megabytes << 20)

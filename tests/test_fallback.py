@@ -211,6 +211,21 @@ def test_a_batch_that_broke_down_with_warnings_as_errors_goes_on(monkeypatch: py
         assert [one.value for one in runner.map(tasks.double, range(10))] == [2 * n for n in range(10)]
 
 
+def test_a_step_down_to_an_engine_that_cannot_start_raises_no_warning_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("joblib")
+    refuse(monkeypatch, "process")
+    breaks(monkeypatch, "joblib")
+    config = ParallelConfig(backend="joblib", max_workers=2, chunk_size=1)
+    with Runner(config) as runner, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [one.value for one in runner.map(tasks.double, range(10))] == [2 * n for n in range(10)]
+        decision = runner.explain()
+        assert decision is not None
+    assert (decision.backend, decision.reason) == ("thread", "joblib has broken down")
+
+
 def test_where_even_the_last_engine_breaks_down_every_item_has_an_outcome(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -11,12 +13,16 @@ from hypothesis import strategies as st
 
 import video
 from tests import tasks
+from tests.waiting import until
 from video import ParallelConfig, scope
+from video.backends.base import run_chunk
+from video.backends.process import ProcessBackend
 from video.errors import ConfigError, MemoryExceeded, Quarantined, WorkerOutOfMemory
 from video.events import Event, Kind
 from video.outcome import Outcome
+from video.policies._meter import Held, Meter
 from video.policies.base import Job
-from video.policies.memory import LOOK_SECONDS, PATIENCE_SECONDS, Held, MemoryPolicy, Meter
+from video.policies.memory import LOOK_SECONDS, PATIENCE_SECONDS, POLLED, MemoryPolicy
 from video.runner import Runner
 
 GB = 2.0**30
@@ -102,7 +108,7 @@ def test_an_item_that_needs_more_than_there_is_begins_alone() -> None:
     first, second = Job(0, None), Job(1, None)
     policy.admit(first, 0.0)
     machine.held = Held(0.0, 3 * GB)
-    policy.watch(1.0)
+    policy.watch(1.0, 1)
     policy.settle(first, done(first), 1.5)
     machine.held = Held(0.0, 0.5 * GB)
     assert policy.admit(second, 2.0) is None
@@ -134,16 +140,16 @@ def test_a_worker_is_to_end_where_the_budget_is_overrun_and_the_next_one_only_wh
 ):
     machine = Machine()
     policy = guard(machine, limit=GB)
-    assert policy.watch(0.0)[1] == ""
+    assert policy.watch(0.0, 1)[1] == ""
     machine.held = Held(0.2 * GB, 1.0 * GB)
-    assert "1.20 GB were held together, and the limit is 1.00 GB" in policy.watch(1.0)[1]
-    assert policy.watch(1.2)[1] == ""
-    assert policy.watch(2.0)[1] != ""
+    assert "1.20 GB were held together, and the limit is 1.00 GB" in policy.watch(1.0, 1)[1]
+    assert policy.watch(1.2, 1)[1] == ""
+    assert policy.watch(2.0, 1)[1] != ""
 
 
 def test_no_worker_is_to_end_where_that_would_not_help() -> None:
     machine = Machine(own=2 * GB, others=0.1 * GB)
-    assert guard(machine, limit=GB).watch(0.0)[1] == ""
+    assert guard(machine, limit=GB).watch(0.0, 1)[1] == ""
 
 
 def test_whole_chunks_pass_only_where_there_is_room_for_many_items() -> None:
@@ -152,9 +158,119 @@ def test_whole_chunks_pass_only_where_there_is_room_for_many_items() -> None:
     assert not policy.idle(0.0)  # nothing is known yet
     policy.admit(Job(0, None), 0.0)
     machine.held = Held(0.0, 1 * MB)
-    assert policy.idle(1.0)
+    assert policy.idle(0.5)
     machine.held = Held(0.0, 0.1 * GB)
-    assert not policy.idle(2.0)
+    assert not policy.idle(0.8)
+
+
+def test_what_one_fat_item_needed_is_forgotten_while_thin_ones_end() -> None:
+    machine = Machine()
+    policy = guard(machine, limit=GB)
+    now = 0.0
+    for index, megabytes in enumerate([700] + [1] * 200):
+        job = Job(index, None)
+        now += 1.5 * LOOK_SECONDS
+        assert policy.admit(job, now) is None
+        machine.held = Held(0.0, megabytes * MB)
+        now += 1.5 * LOOK_SECONDS
+        policy.watch(now, 1)
+        policy.settle(job, done(job), now)
+        machine.held = Held(0.0, 0.0)
+    assert policy.counts()["need_bytes"] < 2 * MB
+
+
+def test_an_item_that_is_withdrawn_at_once_takes_no_room() -> None:
+    machine = Machine()
+    policy = guard(machine, limit=GB)
+    first, second, third = (Job(index, None) for index in range(3))
+    policy.admit(first, 0.0)
+    machine.held = Held(0.0, 0.4 * GB)
+    assert policy.admit(second, 0.5) is None
+    assert policy.admit(third, 0.5) == LOOK_SECONDS
+    policy.withdraw(second, 0.5)
+    assert policy.admit(third, 0.5) is None
+
+
+def test_what_a_batch_has_that_nobody_reads_holds_up_no_other() -> None:
+    """`for outcome in stream: runner.map(...)`: what the stream began may have ended long ago."""
+    machine = Machine()
+    policy = guard(machine, limit=GB)
+    policy.admit(Job(0, None, batch=1), 0.0)
+    machine.held = Held(0.0, 0.6 * GB)
+    other = Job(0, None, batch=2)
+    assert policy.admit(other, 0.5) == LOOK_SECONDS
+    assert policy.admit(other, 0.9) == LOOK_SECONDS
+    assert policy.admit(other, 2.0) is None
+
+
+def test_items_fail_at_once_where_others_have_waited_in_vain() -> None:
+    policy = guard(Machine(own=2 * GB), limit=GB)
+    policy.admit(Job(0, None), 0.0)
+    assert isinstance(policy.admit(Job(0, None), PATIENCE_SECONDS + 1), Outcome)
+    assert isinstance(policy.admit(Job(1, None), PATIENCE_SECONDS + 2), Outcome)
+
+
+def test_one_whose_worker_was_ended_waits_before_all_others() -> None:
+    machine = Machine()
+    policy = guard(machine, limit=GB)
+    first, second, third = (Job(index, None) for index in range(3))
+    policy.admit(first, 0.0)
+    machine.held = Held(0.0, 1.2 * GB)
+    policy.admit(second, 0.5)
+    policy.withdraw(first, 0.6)
+    machine.held = Held(0.0, 1.1 * GB)
+    first.attempts = 1
+    assert policy.admit(first, 0.8) == LOOK_SECONDS
+    machine.held = Held(0.0, 0.0)
+    assert policy.admit(second, 1.0) == LOOK_SECONDS
+    assert policy.admit(third, 1.0) == LOOK_SECONDS
+    assert policy.admit(first, 1.0) is None
+
+
+def test_the_more_wait_the_less_often_the_last_of_them_is_looked_at() -> None:
+    machine = Machine()
+    policy = guard(machine, limit=GB)
+    policy.admit(Job(0, None), 0.0)
+    machine.held = Held(0.0, 0.7 * GB)
+    waits = [policy.admit(Job(index, None), 0.5) for index in range(1, 1001)]
+    assert waits[:POLLED] == [LOOK_SECONDS] * POLLED
+    assert sum(1 / wait for wait in waits if isinstance(wait, float)) < 0.3 * len(waits) / LOOK_SECONDS
+
+
+def test_where_nothing_can_be_seen_what_was_seen_last_counts(caplog: pytest.LogCaptureFixture) -> None:
+    machine = Machine()
+
+    def look(now: float) -> Held:
+        if now > 1.0:
+            raise OSError("no descriptor")
+        return machine(now)
+
+    policy = MemoryPolicy(GB, collect=False, look=look, free=lambda: 1e15)
+    policy.admit(Job(0, None), 0.0)
+    machine.held = Held(0.0, 0.7 * GB)
+    assert policy.admit(Job(1, None), 0.5) == LOOK_SECONDS
+    assert policy.admit(Job(1, None), 1.5) == LOOK_SECONDS
+    assert policy.watch(2.0, 0)[1] == ""
+    assert [record.message for record in caplog.records] == [
+        "what memory is held cannot be seen (no descriptor)"
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+def test_a_forked_child_waits_for_nothing_that_its_parent_runs() -> None:
+    machine = Machine(own=0.9 * GB)
+    policy = guard(machine, limit=GB)
+    policy.admit(Job(0, None), 0.0)
+    with policy._lock:
+        pid = os.fork()
+        if pid == 0:  # only to leave it at once, whatever happens
+            code = 1
+            with contextlib.suppress(BaseException):
+                code = int(policy.admit(Job(1, None), 0.01) is not None)
+            os._exit(code)
+    ended: list[int] = []
+    until(lambda: ended or ((found := os.waitpid(pid, os.WNOHANG))[0] and not ended.append(found[1])))
+    assert ended == [0]
 
 
 @settings(max_examples=60)
@@ -256,6 +372,67 @@ def test_a_child_of_a_worker_counts_and_ends_with_it(tmp_path: Path) -> None:
         (found,) = runner.map(tasks.hold_in_a_child, [(str(tmp_path), 1500)])
     assert isinstance(found.error, Quarantined)
     assert not (tmp_path / "ended").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells what is shared")
+def test_what_a_fork_server_had_loaded_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three workers that have 200 MB from it, and no copies of it."""
+    (tmp_path / "large.py").write_text("held = bytearray(b'x') * (200 << 20)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = Meter()(time.monotonic()).others
+    config = ParallelConfig(backend="process", max_workers=3, preload=("large",))
+    with Runner(config) as runner:
+        runner.map(time.sleep, [0.3] * 3)
+        meter = Meter()
+        held = meter(time.monotonic())
+        pids = [child.pid for child in meter._children]
+    assert len(pids) >= 4
+    assert 200 * MB < held.others - before < 350 * MB
+
+
+def test_a_batch_inside_an_item_does_not_wait_for_it() -> None:
+    """The item holds its place until it has ended."""
+    machine = Machine()
+    policy = guard(machine, limit=GB)
+
+    def outer(x: int) -> list[int]:
+        machine.held = Held(0.0, 0.9 * GB)
+        time.sleep(2 * LOOK_SECONDS)
+        return [one.unwrap() for one in runner.map(tasks.double, [x, x + 1])]
+
+    with Runner(ParallelConfig(backend="thread", max_workers=2), policies=[policy]) as runner:
+        assert [one.value for one in runner.map(outer, [1, 2, 3])] == [[2, 4], [4, 6], [6, 8]]
+
+
+def test_a_batch_inside_the_loop_over_a_stream_does_not_wait_for_that() -> None:
+    machine = Machine()
+    policy = guard(machine, limit=GB)
+
+    def fat(x: int) -> int:
+        machine.held = Held(0.0, 0.9 * GB)
+        return x
+
+    with Runner(ParallelConfig(backend="thread", max_workers=4), policies=[policy]) as runner:
+        found = []
+        with runner.stream(fat, [1, 2, 3]) as stream:
+            for outcome in stream:
+                time.sleep(2 * LOOK_SECONDS)
+                found += [one.value for one in runner.map(tasks.double, [outcome.unwrap()])]
+    assert found == [2, 4, 6]
+
+
+def test_where_a_worker_has_to_end_one_that_runs_nothing_ends_first() -> None:
+    executor = ProcessBackend(ParallelConfig()).open(2)
+    try:
+        idle, busy = (executor.submit(run_chunk, tasks.sleep_and_tell, [0.3], 1) for _ in range(2))
+        pids = {future.result(20).values[0] for future in (idle, busy)}
+        assert len(pids) == 2
+        running = executor.submit(run_chunk, tasks.sleep_and_tell, [1.0], 1)
+        until(lambda: executor.running(running) and executor.running(running)[1] <= time.monotonic())
+        assert executor.relieve(lambda pid: 100.0, "for a test")
+        assert running.result(20).values[0] in pids
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def test_a_finished_batch_says_what_it_held_at_most() -> None:

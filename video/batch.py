@@ -413,6 +413,8 @@ class Batch(Generic[R]):
         """The loop of `rounds` in another thread, while its own runs an item."""
         while not (relief.over or self._stopped or self._abandoned):
             self._steer()
+            if self._reducer.broken is not None:
+                self._go_down(self._reducer.broken)
             inline = self._engine.opened.traits.inline  # what is next is for the caller's thread, too
             room = not inline and self._fill()
             self._wait(block=not room)

@@ -96,7 +96,8 @@ class MissingDependency(VideoError, ImportError):
 class BackendUnavailable(VideoError, RuntimeError):
     """An engine cannot start here, or has broken down for good.
 
-    :param begun: what it had may have begun, and so is not for another engine to run.
+    :param begun: what it had may have begun, and so is not for another engine to run; but for the items of a
+        chunk, of which nobody knows which had.
     """
 
     def __init__(self, cause: str = "", *, begun: bool = False, **about: str | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from video.errors import TaskError, VideoError, described
 from video.events import logger
 from video.outcome import Outcome
 from video.policies.base import Job, Policy, Verdict
+
+_numbers = itertools.count(1)
 
 
 class Gate:
@@ -35,6 +38,7 @@ class Gate:
         key: Callable[[Any], str] | None = None,
         cost: Callable[[Any], float] | None = None,
     ) -> None:
+        self._number = next(_numbers)
         self._policies = tuple(policies)
         first: Any = self._policies[0] if self._policies else None
         self._chunks: Callable[[Sequence[Job]], dict[int, Outcome[Any]]] | None = getattr(
@@ -55,7 +59,10 @@ class Gate:
 
     def idle(self, now: float) -> bool:
         """Whether a whole chunk may pass unseen."""
-        return all(policy.idle(now) for policy in self._policies)
+        try:
+            return all(policy.idle(now) for policy in self._policies)
+        except Exception:  # noqa: BLE001  # `admit` will say so, of one item
+            return False
 
     def foresee(self, indexes: Sequence[int], items: Sequence[Any]) -> None:
         """Items are about to be admitted one by one: what looks at whole chunks does so now, which is cheaper
@@ -127,7 +134,7 @@ class Gate:
         if (job := self._jobs.get(index)) is not None:
             self._withdraw(job, now, self._policies)
         else:
-            job = self._jobs[index] = Job(index, item)
+            job = self._jobs[index] = Job(index, item, batch=self._number)
         self._wait(job, now, alone=True)
 
     def watch(self, now: float) -> tuple[str, Any]:
@@ -135,8 +142,13 @@ class Gate:
         so."""
         self.watch_at = math.inf
         reason: tuple[str, Any] = "", None
-        for policy in self._watchers:
-            at, why = policy.watch(now)
+        for policy in list(self._watchers):
+            try:
+                at, why = policy.watch(now, self._number)
+            except Exception:  # noqa: BLE001  # what runs is not concerned
+                logger.exception("the %s policy failed, and watches no more", policy.name)
+                self._watchers.remove(policy)
+                continue
             self.watch_at = min(self.watch_at, at)
             reason = reason if reason[0] else (why, policy)
         return reason
@@ -242,7 +254,8 @@ class Gate:
 
     def _job(self, index: int, item: Any) -> Job:
         key = self._key(item) if self._key is not None else ""
-        return Job(index, item, key=key, cost=self._cost(item) if self._cost is not None else None)
+        cost = self._cost(item) if self._cost is not None else None
+        return Job(index, item, key=key, cost=cost, batch=self._number)
 
 
 def _failed(policy: Policy, error: Exception) -> Exception:

@@ -129,10 +129,10 @@ def after_breakdown(backend: str, *, timed: bool) -> str | None:
     return None if backend == "process" else simpler(backend, timed=timed)
 
 
-def instead(choice: Choice, backend: str) -> Choice:
+def instead(choice: Choice, backend: str, why: str) -> Choice:
     """The same on another engine."""
     workers = 1 if backend == "serial" else choice.workers
-    return Choice(backend, workers, choice.threads, f"{choice.backend} cannot start")
+    return Choice(backend, workers, choice.threads, why)
 
 
 class ChunkSizes:

@@ -195,9 +195,8 @@ class Reducer:
             room = min(room - self._open, self._sizes.limit)
             if room < 1:
                 return 0
-        if self._gate is not None:
-            if not self._exclusive:
-                self._look_again(self._gate, room if rules.by_items else self._sizes.next(None))
+        if self._gate is not None and not self._exclusive:  # beside what runs alone there is no room
+            self._look_again(self._gate, room if rules.by_items else self._sizes.next(None))
             self._look_at = self._gate.next_at
         if self._alone:
             return 0 if self._leases else self._lease(self._alone.popleft(), now)

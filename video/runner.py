@@ -113,8 +113,8 @@ class Runner:
         self._closings = 0
         """Batches from before the last one may open nothing any more."""
         self._calibrated = False
-        self._replaced: dict[str, str] = {}
-        """Engines that cannot start, and what does their work."""
+        self._replaced: dict[str, tuple[str, str]] = {}
+        """Engines that cannot start or have broken down: what does their work, and which of both."""
         self._running: weakref.WeakSet[Batch[Any]] = weakref.WeakSet()
         self._pid = os.getpid()
         self._finalizer = weakref.finalize(self, _shut, self._open, self._pid)
@@ -265,8 +265,7 @@ class Runner:
             best, reason = selector.decide(candidates)
             threads = plan.native_threads(self.config.threads_per_worker, machine.cpus, best.workers)
             choice = plan.Choice(best.backend, best.workers, threads, reason)
-        if choice.backend in self._replaced:
-            choice = plan.instead(choice, self._instead_of(choice.backend))
+        choice = self._replacement(choice)
         left = how.get("total")
         return Decision(
             choice.backend, choice.workers, choice.threads, choice.reason, candidates, known, machine, left
@@ -307,13 +306,19 @@ class Runner:
             raise ConfigError(
                 f"the {choice.backend} engine cannot hold a time limit", cure="Use process or thread."
             )
+        ruled: list[Decision] = []
+        """What was decided without measuring, the last of it last."""
         if auto is None:
-            ruled = opened.choice
-            decision = Decision(ruled.backend, ruled.workers, ruled.threads, ruled.reason, left=total)
-            self._latest = lambda: decision
-            logger.info("%s", decision.line)
-        else:
-            self._latest = lambda: auto.decision
+            ruled.append(_decision(opened.choice, total))
+            logger.info("%s", ruled[0].line)
+        self._latest = lambda: ruled[-1] if ruled or auto is None else auto.decision
+        closings = self._closings
+
+        def step_down(choice: plan.Choice, error: BackendUnavailable) -> Opened:
+            simpler = self._step_down(closings, choice, error)
+            ruled.append(_decision(simpler.choice, total))
+            return simpler
+
         batch: Batch[R] = Batch(
             self,
             task,
@@ -326,7 +331,7 @@ class Runner:
             prefetch,
             pilot=auto,
             gate=gate,
-            step_down=None if self.config.strict else functools.partial(self._step_down, self._closings),
+            step_down=None if self.config.strict else step_down,
             order=order,
         )
         with self._opening:
@@ -341,6 +346,10 @@ class Runner:
         if key is not None and not callable(key):
             raise ConfigError(f"key is {key!r}", cure="It takes a function of an item.")
         row = self._policies if keeper is None else (keeper, *self._policies)
+        if scope.current() is not None:
+            # The item that this runs in holds its own place until it has ended: to wait for room for more
+            # would be to wait for ever.
+            row = tuple(policy for policy in row if not hasattr(policy, "watch"))
         return Gate(row, key, cost if callable(cost) else None) if row else None
 
     def _auto(self, task: Callable[..., Any], how: How, here: bool) -> Auto:
@@ -442,24 +451,31 @@ class Runner:
                 self._pid = os.getpid()
                 self._open.clear()
             messages: list[str] = []
+            asked = choice
             while True:
-                name = self._instead_of(choice.backend)
-                if name != choice.backend:
-                    choice = plan.instead(choice, name)
+                choice = self._replacement(asked)
                 try:
                     engine = self._executor(choice, own)
                     if messages:
-                        warnings.warn("; ".join(messages), EngineReplacedWarning, stacklevel=_callers_level())
+                        self._warn("; ".join(messages), raises=closings is None)
                     return choice, *engine
                 except BackendUnavailable as error:
-                    simpler = plan.simpler(name, timed=self.config.timeout is not None)
+                    simpler = plan.simpler(choice.backend, timed=self.config.timeout is not None)
                     if self.config.strict or simpler is None:
                         raise
-                    messages.append(self._replace(name, simpler, "cannot start", error))
+                    messages.append(self._replace(choice.backend, simpler, "cannot start", error))
+
+    @staticmethod
+    def _warn(message: str, *, raises: bool) -> None:
+        """
+        :param raises: it may, where the user has made warnings errors; else that would end a batch that runs.
+        """
+        with contextlib.nullcontext() if raises else contextlib.suppress(EngineReplacedWarning):
+            warnings.warn(message, EngineReplacedWarning, stacklevel=_callers_level())
 
     def _replace(self, name: str, simpler: str, what: str, error: BackendUnavailable) -> str:
         """From now on `simpler` does the work of this engine; in words."""
-        self._replaced[name] = simpler
+        self._replaced[name] = simpler, what
         message = f"the {name} engine {what}, {simpler} is used instead: {error}"
         emit(self._observers, Event(Kind.ENGINE_REPLACED, simpler, message=message, error=error))
         return message
@@ -476,15 +492,17 @@ class Runner:
             if choice.backend not in self._replaced:
                 message = self._replace(choice.backend, simpler, "has broken down", error)
                 logger.warning("%s", message)
-                with contextlib.suppress(EngineReplacedWarning):  # as an error it would end the batch
-                    warnings.warn(message, EngineReplacedWarning, stacklevel=_callers_level())
+                self._warn(message, raises=False)
         return Opened(*self._engine(choice, closings))
 
-    def _instead_of(self, name: str) -> str:
-        """The engine that does the work of this one, as far as is known: itself, where it was not refused."""
+    def _replacement(self, choice: plan.Choice) -> plan.Choice:
+        """The same on the engine that does this one's work, as far as is known: itself, where it was not
+        refused."""
+        name, why = choice.backend, ""
         while name in self._replaced:
-            name = self._replaced[name]
-        return name
+            name, what = self._replaced[name]
+            why = why or f"{choice.backend} {what}"
+        return plan.instead(choice, name, why) if why else choice
 
     def _executor(self, choice: plan.Choice, own: bool) -> tuple[Executor, Traits]:
         key = choice.backend, choice.workers, next(_owners) if own else 0
@@ -492,6 +510,10 @@ class Runner:
             backend = registry.backends.get(choice.backend)(self.config)
             self._open[key] = backend.open(choice.workers), backend.traits
         return self._open[key]
+
+
+def _decision(choice: plan.Choice, total: int | None) -> Decision:
+    return Decision(choice.backend, choice.workers, choice.threads, choice.reason, left=total)
 
 
 def _seconds(how: How) -> float | None:
@@ -522,7 +544,7 @@ def _in_order(
 
 
 class EngineReplacedWarning(RuntimeWarning):
-    """An engine cannot start here, and a simpler one does its work."""
+    """An engine cannot start here, or has broken down, and a simpler one does its work."""
 
 
 class Stream(Generic[R]):

@@ -279,7 +279,8 @@ class ProcessExecutor(Pool):
             return self._memory_deaths > before
 
     def relieve(self, size: Callable[[int], float], why: str) -> bool:
-        """End the child that holds the most; what it runs fails with `WorkerOutOfMemory`.
+        """End the child that holds the most, or one that runs nothing where that holds at least half as much;
+        what runs there fails with `WorkerOutOfMemory`.
 
         :param size: bytes that the process of this id and its children hold.
         :return: whether there was one.
@@ -289,7 +290,7 @@ class ProcessExecutor(Pool):
         found = [(size(child.pid), seat, child) for seat in seats if (child := seat.child) and child.pid]
         if not found:
             return False
-        _, seat, child = max(found, key=lambda one: one[0])
+        _, seat, child = max(found, key=lambda one: one[0] * (1 if one[1].call is not None else 2))
         if seat.child is child:
             seat.starved = why
         child.kill()

@@ -21,9 +21,11 @@ Verdict = None | float | Outcome[Any]
 class Job:
     """An item, as policies see it."""
 
-    __slots__ = ("attempts", "cost", "deadline", "index", "item", "key", "notes")
+    __slots__ = ("attempts", "batch", "cost", "deadline", "index", "item", "key", "notes")
 
-    def __init__(self, index: int, item: Any, *, key: str = "", cost: float | None = None) -> None:
+    def __init__(
+        self, index: int, item: Any, *, key: str = "", cost: float | None = None, batch: int = 0
+    ) -> None:
         self.index = index
         """Position in the input, from 0."""
         self.item = item
@@ -31,6 +33,8 @@ class Job:
         """Of what it uses and others use too: a host, a service. "": it uses nothing of the kind."""
         self.cost = cost
         """What it is expected to take, in any unit that is the same for the whole batch; None: not known."""
+        self.batch = batch
+        """A number of the batch that it belongs to: several may share a policy."""
         self.attempts = 0
         """How often it has run so far."""
         self.deadline: float | None = None
@@ -74,9 +78,12 @@ class Policy(Protocol):
 class Watcher(Policy, Protocol):
     """A policy that looks after what runs."""
 
-    def watch(self, now: float) -> tuple[float, str]:
+    def watch(self, now: float, batch: int) -> tuple[float, str]:
         """Asked while anything runs: when to ask next, and why the fattest worker process has to end now;
-        empty: it need not."""
+        empty: it need not.
+
+        :param batch: the number of the one that asks (`Job.batch`).
+        """
         ...
 
     def tree(self, pid: int) -> float:

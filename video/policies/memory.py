@@ -4,36 +4,39 @@ Three things keep it, each before the next is needed:
 
 1. An item begins only where there is room for what one is predicted to need; else it waits in the batch, and
    holds no worker.
-2. Once little is left, garbage is collected here, and a worker process that holds more than its share after
-   a call is replaced (`max_worker_memory_mb` of its engine).
+2. Once little is left, garbage is collected here. A worker process that holds more than its share after a
+   call is replaced in any case (`max_worker_memory_mb` of its engine).
 3. Where the budget is overrun all the same, the fattest worker process is ended at once. Its item runs again,
    alone; one that overruns the budget alone fails with `WorkerOutOfMemory`.
 
 What runs on threads cannot be ended, and what runs on other machines is not counted.
 
 The need of an item is predicted from those that run: what all hold above what was held before any ran, by
-their number; the largest such figure counts, and fades by half in `FADE_SECONDS`.
+their number; the largest such figure counts, and fades by half in `FADE_SECONDS`, or while `FADE_ITEMS` end.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import itertools
 import math
+import os
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from video import scope
 from video.errors import MemoryExceeded
+from video.events import logger
 from video.outcome import Outcome
 from video.policies._checks import number
+from video.policies._meter import Held, Meter
 from video.policies.base import Job, Verdict
 
 LOOK_SECONDS = 0.1
 """From one look at what is held to the next; a look takes a millisecond."""
 FADE_SECONDS = 10.0
+FADE_ITEMS = 16
 CALM = 0.5
 """Below this share of the budget, and with room for many more items, whole chunks pass unseen."""
 MANY = 64
@@ -45,56 +48,13 @@ COLLECT_SECONDS = 2.0
 SETTLE_SECONDS = 0.5
 """How long an ended worker's memory may take to be free again."""
 PATIENCE_SECONDS = 10.0
-"""How long an item waits where nothing runs and the budget is overrun, before it fails."""
-REFRESH_SECONDS = 0.5
-"""From one search for child processes to the next."""
-
-
-class Held(NamedTuple):
-    """Bytes that are held."""
-
-    own: float
-    """By this process."""
-    others: float
-    """By its children, and theirs."""
-
-
-class Meter:
-    """Looks at what this process and its children hold.
-
-    Pages that children share, with this process or with each other, do not count for them.
-    """
-
-    def __init__(self) -> None:
-        import psutil  # only a batch with a limit spends the time
-
-        self._psutil = psutil
-        self._self = psutil.Process()
-        self._children: list[Any] = []
-        self._search_at = -math.inf
-
-    def __call__(self, now: float) -> Held:
-        if now >= self._search_at:
-            self._search_at = now + REFRESH_SECONDS
-            known = {child.pid: child for child in self._children}
-            with contextlib.suppress(self._psutil.Error):
-                found = self._self.children(recursive=True)
-                self._children = [known.get(child.pid, child) for child in found]
-        return Held(self._self.memory_info().rss, sum(map(self._held, self._children)))
-
-    def tree(self, pid: int) -> float:
-        """Bytes that a child and its own children hold; 0 if there is none."""
-        with contextlib.suppress(self._psutil.Error):
-            child = self._psutil.Process(pid)
-            return self._held(child) + sum(map(self._held, child.children(recursive=True)))
-        return 0.0
-
-    def _held(self, process: Any) -> float:
-        try:
-            info = process.memory_info()
-        except self._psutil.Error:  # it has ended
-            return 0.0
-        return float(info.rss - getattr(info, "shared", 0))
+"""How long items wait where nothing runs and the budget is overrun, before they fail."""
+HEARD_SECONDS = 1.0
+"""A batch that has not been heard of for so long is not being read: its items may have ended long ago."""
+UNHEARD_PATIENCE_SECONDS = 60.0
+"""The same as `PATIENCE_SECONDS` where items of such a batch may run."""
+POLLED = 64
+"""Of those that wait, so many are looked at each time; the next as many half as often, and so on."""
 
 
 class MemoryPolicy:
@@ -121,47 +81,69 @@ class MemoryPolicy:
         number("limit_bytes", limit_bytes, above=0.0)
         self.limit_bytes = limit_bytes
         self._collect = collect
-        self._look = look or Meter()
+        self._asked_look = look
         self._free = free
-        self._lock = threading.Lock()
-        self._held = Held(0.0, 0.0)
         self._base = math.nan
         """Bytes held before any item ran."""
         self._need = 0.0
         self._budget = limit_bytes
         """`limit_bytes`, or what is held and free together."""
-        self._looked = -math.inf
-        self._flying = 0
-        """Items that were admitted and have not ended."""
-        self._new = 0
-        """Of them, those that began after the last look."""
-        self._seen = False
-        """Items have been looked at while they ran."""
-        self._waiting: dict[Job, float] = {}
-        """Those that were put off, first come first; and since when each waits in vain."""
-        self._collect_at = self._spare_until = -math.inf
+        self._held = Held(0.0, 0.0)
+        self._collect_at = self._spare_until = self._looked = -math.inf
         self._peak = 0.0
         self._counts = {"put_off": 0, "collected": 0, "ended": 0}
+        self._blind = False
+        """It was said that nothing can be seen."""
+        self._start()
+
+    def _start(self) -> None:
+        """In this process nothing runs so far."""
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._look = self._asked_look or Meter()
+        self._flying: dict[int, int] = {}
+        """Of each batch, items that were admitted and have not ended."""
+        self._heard: dict[int, float] = {}
+        """When each batch last said anything."""
+        self._looks = 0
+        self._new = 0
+        """Items that began after the last look, and have not ended."""
+        self._gone = 0
+        """Items that have ended since then."""
+        self._seen = False
+        """Items have been looked at while they ran."""
+        self._waiting: dict[Job, int] = {}
+        """Those that were put off, first come first, each with its number."""
+        self._numbers = 0
+        self._vain_since: float | None = None
+        """Since when the budget is overrun and nothing runs that could end."""
+
+    def _mine(self) -> threading.Lock:
+        """The lock. A forked child has its parent's, which may be held, and counts that are not its own."""
+        if self._pid != os.getpid():
+            self._start()
+        return self._lock
 
     def admit(self, job: Job, now: float) -> Verdict:
-        with self._lock:
+        with self._mine():
+            self._heard[job.batch] = now
             self._refresh(now)
-            room = self._room()
-            first = itertools.islice(self._waiting, room)
-            if len(self._waiting) < room or job in first:
+            flying = self._running(now)
+            room = self._room(flying)
+            if len(self._waiting) < room or job in itertools.islice(self._waiting, room):
                 self._waiting.pop(job, None)
-                job.notes["memory"] = True
-                self._flying += 1
+                job.notes["memory"] = self._looks
+                self._flying[job.batch] = self._flying.get(job.batch, 0) + 1
                 self._new += 1
                 return None
-            if job not in self._waiting:
-                self._counts["put_off"] += 1
-            since = self._waiting.setdefault(job, now)
-            if self._flying or self._used <= self._budget:
-                self._waiting[job] = now  # something will end
-                return LOOK_SECONDS
-            if now - since < PATIENCE_SECONDS:
-                return LOOK_SECONDS
+            place = self._put_off(job)
+            if flying or self._used <= self._budget:
+                self._vain_since = None  # something will end
+            elif self._vain_since is None:
+                self._vain_since = now
+            patience = UNHEARD_PATIENCE_SECONDS if self._flying else PATIENCE_SECONDS
+            if self._vain_since is None or now - self._vain_since < patience:
+                return LOOK_SECONDS * (1 + place // POLLED)
             del self._waiting[job]
             words = f"{_gb(self._held.own)} in this process and {_gb(self._held.others)} in its children"
             error = MemoryExceeded(
@@ -170,29 +152,51 @@ class MemoryPolicy:
             )
             return Outcome(job.index, None, error, job.attempts, origin=self.name)
 
+    def _put_off(self, job: Job) -> int:
+        """How many wait before it, at most."""
+        first = next(iter(self._waiting.values()), self._numbers)
+        if job in self._waiting:
+            return self._waiting[job] - first
+        self._counts["put_off"] += 1
+        if job.attempts:  # it had its turn once
+            self._waiting = {job: first - 1, **self._waiting}
+            return 0
+        self._waiting[job] = self._numbers
+        self._numbers += 1
+        return self._waiting[job] - first
+
     def settle(self, job: Job, outcome: Outcome[Any], now: float) -> Verdict:
         self.withdraw(job, now)
         return None
 
     def withdraw(self, job: Job, now: float) -> None:
-        with self._lock:
+        with self._mine():
+            self._heard[job.batch] = now
             self._waiting.pop(job, None)
-            if job.notes.pop("memory", False):
-                self._flying -= 1
+            began = job.notes.pop("memory", None)
+            if began is None or job.batch not in self._flying:
+                return
+            self._gone += 1
+            self._new -= began == self._looks
+            self._flying[job.batch] -= 1
+            if not self._flying[job.batch]:
+                del self._flying[job.batch]
 
     def idle(self, now: float) -> bool:
         """There is room for many more."""
-        with self._lock:
+        with self._mine():
             self._refresh(now)
             roomy = self._used + MANY * self._need < CALM * self._budget
             return roomy and self._seen and not self._waiting
 
     def passed(self, count: int, now: float) -> None:
-        """What needs little is not counted."""
+        with self._mine():
+            self._gone += count
 
-    def watch(self, now: float) -> tuple[float, str]:
+    def watch(self, now: float, batch: int) -> tuple[float, str]:
         """To be asked while anything runs: when next, and why the fattest worker has to end now, if so."""
-        with self._lock:
+        with self._mine():
+            self._heard[batch] = now
             self._refresh(now)
             why = ""
             if self._used > self._budget and now >= self._spare_until:
@@ -205,7 +209,7 @@ class MemoryPolicy:
 
     def ended(self) -> None:
         """A worker was ended, as `watch` said."""
-        with self._lock:
+        with self._mine():
             self._counts["ended"] += 1
 
     def tree(self, pid: int) -> float:
@@ -215,7 +219,7 @@ class MemoryPolicy:
     def counts(self) -> dict[str, int]:
         """`peak_bytes` held so far, `limit_bytes`, and what one item is predicted to need (`need_bytes`); how
         many items were `put_off`, how often garbage was `collected`, how many workers were `ended`."""
-        with self._lock:
+        with self._mine():
             return {
                 "peak_bytes": round(self._peak),
                 "limit_bytes": round(self.limit_bytes),
@@ -227,9 +231,18 @@ class MemoryPolicy:
     def _used(self) -> float:
         return self._held.own + self._held.others
 
-    def _room(self) -> int:
-        """Items that may begin now."""
-        flying, need = self._flying, self._need
+    def _running(self, now: float) -> int:
+        """Items that were admitted and have not ended, of batches that somebody reads."""
+        self._heard = {
+            batch: at
+            for batch, at in self._heard.items()
+            if batch in self._flying or now - at < HEARD_SECONDS
+        }
+        return sum(count for batch, count in self._flying.items() if now - self._heard[batch] < HEARD_SECONDS)
+
+    def _room(self, flying: int) -> int:
+        """Items that may begin now, beside so many that run."""
+        need = self._need
         left = self._budget - max(self._used + need * self._new, self._base + need * flying)
         room = 0 if left <= 0 else int(min(left / need, ANY)) if need > 0 else ANY
         # Alone it may have all there is: whether that is enough is for `watch` to see.
@@ -240,21 +253,28 @@ class MemoryPolicy:
             return
         past = now - self._looked
         self._looked = now
-        self._take(self._look(now))
-        if self._collect and self._used > FULL * self._budget and now >= self._collect_at:
-            self._collect_at = now + COLLECT_SECONDS
-            self._counts["collected"] += 1
-            gc.collect()
+        try:
             self._take(self._look(now))
-        self._new = 0
-        used = self._used
-        if not self._flying or math.isnan(self._base):
+            if self._collect and self._used > FULL * self._budget and now >= self._collect_at:
+                self._collect_at = now + COLLECT_SECONDS
+                self._counts["collected"] += 1
+                gc.collect()
+                self._take(self._look(now))
+        except Exception as error:  # noqa: BLE001  # no descriptor to be had: what was seen last still counts
+            if not self._blind:
+                logger.warning("what memory is held cannot be seen (%s)", error)
+            self._blind = True
+            return
+        ended, self._gone, self._new = self._gone, 0, 0
+        self._looks += 1
+        self._need *= 0.5 ** (past / FADE_SECONDS + ended / FADE_ITEMS)
+        used, flying = self._used, self._running(now)
+        if not flying or math.isnan(self._base):
             self._base = used
         else:
             self._base = min(self._base, used)
             self._seen = True
-            need = max(0.0, used - self._base) / self._flying
-            self._need = max(need, self._need * 0.5 ** (past / FADE_SECONDS))
+            self._need = max(self._need, (used - self._base) / flying)
 
     def _take(self, held: Held) -> None:
         self._held = held
