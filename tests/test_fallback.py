@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import socket
 import uuid
@@ -16,7 +17,7 @@ import pytest
 
 from tests import tasks
 from video import ParallelConfig, Runner, registry
-from video.errors import BackendUnavailable
+from video.errors import BackendUnavailable, ConfigError
 from video.events import Event, Kind
 from video.runner import EngineReplacedWarning
 
@@ -146,7 +147,7 @@ class Breaking:
         pass
 
 
-def breaks(monkeypatch: pytest.MonkeyPatch, *names: str, calls: int = 3) -> None:
+def breaks(monkeypatch: pytest.MonkeyPatch, *names: str, calls: int = 3, kills: bool = False) -> None:
     whole = registry.backends.get
 
     def get(name: str) -> Any:
@@ -155,7 +156,7 @@ def breaks(monkeypatch: pytest.MonkeyPatch, *names: str, calls: int = 3) -> None
             return engine
 
         class Backend:
-            traits = engine.traits
+            traits = dataclasses.replace(engine.traits, kills=kills)
 
             def __init__(self, config: ParallelConfig) -> None:
                 pass
@@ -224,6 +225,16 @@ def test_a_step_down_to_an_engine_that_cannot_start_raises_no_warning_either(
         decision = runner.explain()
         assert decision is not None
     assert (decision.backend, decision.reason) == ("thread", "joblib has broken down")
+
+
+def test_an_engine_that_promises_to_kill_and_cannot_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its batches would wait for what nobody stops."""
+    breaks(monkeypatch, "process", kills=True)
+    with (
+        Runner(ParallelConfig(backend="process")) as runner,
+        pytest.raises(ConfigError, match="has no method `kill`"),
+    ):
+        runner.map(tasks.double, range(3))
 
 
 def test_where_even_the_last_engine_breaks_down_every_item_has_an_outcome(

@@ -508,7 +508,14 @@ class Runner:
         key = choice.backend, choice.workers, next(_owners) if own else 0
         if key not in self._open:
             backend = registry.backends.get(choice.backend)(self.config)
-            self._open[key] = backend.open(choice.workers), backend.traits
+            executor, traits = backend.open(choice.workers), backend.traits
+            if traits.kills and not hasattr(executor, "kill"):
+                executor.shutdown(wait=False)
+                raise ConfigError(
+                    f"the {choice.backend} engine says that it kills, and its executor has no method `kill`",
+                    cure="Its author has to add one, or to say `kills=False`.",
+                )
+            self._open[key] = executor, traits
         return self._open[key]
 
 

@@ -6,8 +6,8 @@ they exist:
 - `running(future)`: `(position, started)` of the item of this call that runs now, `started` being
   `time.monotonic()` of its real start (a time to come puts its time limit off); None while none runs. An
   engine without it has its calls timed from when `Future.running()` was first seen true.
-- `kill(future)`: give up this running call now. Where the trait `kills` holds, it is really stopped;
-  elsewhere its worker is replaced, so that it holds no slot any more.
+- `kill(future)`: give up this running call now. Where the trait `kills` holds, there has to be one, and the
+  call is really stopped; elsewhere its worker is replaced, so that it holds no slot any more.
 - `watch(future, listener)`: pass on what the call reports of its progress (`video.scope.report`).
 
 A call that its engine lost fails with any exception; one that knows more raises `ChunkLost`.
