@@ -22,8 +22,10 @@ from video.events import Event, Kind
 from video.runner import EngineReplacedWarning
 
 
-def refuse(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Engines of these names cannot start, as where no process, thread or memory is to be had."""
+def replace(
+    monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], open_: Callable[[str, Any], Any]
+) -> None:
+    """The executors of these engines are what `open_` makes of a name and its engine."""
     whole = registry.backends.get
 
     def get(name: str) -> Any:
@@ -31,18 +33,27 @@ def refuse(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         if name not in names:
             return engine
 
-        class Refusing:
-            traits = engine.traits
+        class Backend:
+            traits = dataclasses.replace(engine.traits, kills=False)
 
             def __init__(self, config: ParallelConfig) -> None:
                 pass
 
             def open(self, workers: int) -> Any:
-                raise BackendUnavailable(f"no {name} is to be had")
+                return open_(name, engine)
 
-        return Refusing
+        return Backend
 
     monkeypatch.setattr(registry.backends, "get", get)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Engines of these names cannot start, as where no process, thread or memory is to be had."""
+
+    def open_(name: str, engine: Any) -> Any:
+        raise BackendUnavailable(f"no {name} is to be had")
+
+    replace(monkeypatch, names, open_)
 
 
 @pytest.mark.parametrize(
@@ -147,26 +158,8 @@ class Breaking:
         pass
 
 
-def breaks(monkeypatch: pytest.MonkeyPatch, *names: str, calls: int = 3, kills: bool = False) -> None:
-    whole = registry.backends.get
-
-    def get(name: str) -> Any:
-        engine = whole(name)
-        if name not in names:
-            return engine
-
-        class Backend:
-            traits = dataclasses.replace(engine.traits, kills=kills)
-
-            def __init__(self, config: ParallelConfig) -> None:
-                pass
-
-            def open(self, workers: int) -> Breaking:
-                return Breaking(calls, engine.traits.pickles)
-
-        return Backend
-
-    monkeypatch.setattr(registry.backends, "get", get)
+def breaks(monkeypatch: pytest.MonkeyPatch, *names: str, calls: int = 3) -> None:
+    replace(monkeypatch, names, lambda name, engine: Breaking(calls, engine.traits.pickles))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +222,17 @@ def test_a_step_down_to_an_engine_that_cannot_start_raises_no_warning_either(
 
 def test_an_engine_that_promises_to_kill_and_cannot_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else its batches would wait for what nobody stops."""
-    breaks(monkeypatch, "process", kills=True)
+
+    class Backend:
+        traits = registry.backends.get("process").traits
+
+        def __init__(self, config: ParallelConfig) -> None:
+            pass
+
+        def open(self, workers: int) -> Breaking:
+            return Breaking(3, pickles=True)
+
+    monkeypatch.setattr(registry.backends, "get", lambda name: Backend)
     with (
         Runner(ParallelConfig(backend="process")) as runner,
         pytest.raises(ConfigError, match="has no method `kill`"),
