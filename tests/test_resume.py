@@ -121,10 +121,12 @@ def test_what_ended_while_nobody_asked_is_kept_when_the_batch_is_left(tmp_path: 
         Runner(ParallelConfig(backend="thread", chunk_size=1, max_workers=2)) as runner,
         runner.stream(ran.append, range(50), checkpoint=checkpoint) as stream,
     ):
-        next(stream)
-        until(lambda: len(ran) >= 5)
-        time.sleep(0.1)
-        done = len(ran)
+        handed = done = 0
+        while done - handed < 3:  # a busy machine may give the engine its first items one by one
+            next(stream)
+            handed += 1
+            time.sleep(0.1)
+            done = len(ran)
     again, _ = batch(tmp_path, ran.append)
     assert again.answered >= done - 2
 
