@@ -85,7 +85,7 @@ def open_input(path: str | os.PathLike[str], *, header_only: bool = False) -> In
     :raises UnsupportedMedia: it is of a kind that is not read here, such as a playlist.
     """
     name = os.fspath(path)
-    _check_file(name)
+    check_file(name)
     options = {"protocol_whitelist": "file", "format_whitelist": SINGLE_FILE_FORMATS}
     # Reaches the decoders that FFmpeg probes with, not those that the streams come with.
     stream_options = {"skip_frame": "all"} if header_only else {}
@@ -102,8 +102,12 @@ def open_input(path: str | os.PathLike[str], *, header_only: bool = False) -> In
             ) from error
 
 
-def _check_file(name: str) -> None:
-    """What can be said of a file before FFmpeg, whose words for it would be vague, is asked."""
+def check_file(name: str, *, empty: bool = False) -> None:
+    """What can be said of a file before FFmpeg, whose words for it would be vague, is asked.
+
+    :param empty: it may be.
+    :raises SourceNotFound, SourceError, InvalidMedia: as `open_input` says.
+    """
     try:
         about = os.stat(name)
         if stat.S_ISREG(about.st_mode):
@@ -118,7 +122,7 @@ def _check_file(name: str) -> None:
         raise SourceError("is a folder", subject=name, cure="Give the files in it.")
     if not stat.S_ISREG(about.st_mode):
         raise SourceError("is not a regular file", subject=name, cure="Save it as a file first.")
-    if about.st_size == 0:
+    if about.st_size == 0 and not empty:
         raise InvalidMedia("is empty (0 bytes)", subject=name, cure="Download or copy it again.")
 
 
