@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.waiting import alive, until
 from video.cli import COMMANDS, cli
@@ -146,6 +148,9 @@ def test_it_says_which_engine_it_takes_and_why(films: Path, tmp_path: Path) -> N
         (["clips", "a.mp4", "--unknown"], "--unknown"),
         (["nonsense"], "nonsense"),
         (["probe"], "FILE"),
+        (["sheet"], "FILE"),
+        (["compare", "a.mp4"], "REFERENCE"),
+        (["compare", "a.mp4", "b.mp4", "--offset", "-1"], "offset is -1"),
         (["completion", "csh"], "csh"),
         (["calibrate", "--engines", "proces"], "process"),
         (["calibrate", "--engines", ","], "--engines"),
@@ -271,6 +276,34 @@ def test_probe_tells_header_and_measured_values_apart(films: Path, tmp_path: Pat
     assert "bad.MP4" in done.stderr
     _, drawn = run_in_terminal("probe", films / "coast.mp4", cwd=tmp_path)
     assert "duration_seconds_from_header" in drawn
+
+
+def test_compare_measures_and_shows_both(films: Path, tmp_path: Path) -> None:
+    film = films / "coast.mp4"
+    done = run("compare", film, film, "--sheet", "both.png", "--count", "3", cwd=tmp_path)
+    facts = json.loads(done.stdout)
+    assert (facts["likeness"]["ssim"], facts["likeness"]["psnr"], facts["frames"]) == (1.0, None, 225)
+    with Image.open(tmp_path / "both.png") as sheet:
+        left, right = (
+            np.asarray(sheet.convert("L").crop((x, sheet.height // 2, x + 480, sheet.height)))
+            for x in (8, 496)
+        )
+    assert np.array_equal(left, right)
+    code, drawn = run_in_terminal("compare", film, film, cwd=tmp_path)
+    assert code == 0
+    assert "the same" in drawn
+    failed = run("compare", film, films / "deep" / "bad.MP4", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert "bad.MP4" in failed.stderr
+
+
+def test_sheet_writes_one_picture_of_each_video(films: Path, tmp_path: Path) -> None:
+    done = run("sheet", films, "--out", "sheets", "--count", "4", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "bad.MP4" in done.stderr
+    assert done.stdout.split() == ["sheets/coast-sheet.jpg"]
+    with Image.open(tmp_path / "sheets" / "coast-sheet.jpg") as sheet:
+        assert sheet.width > 4 * 300
 
 
 def test_backends_lists_every_engine(tmp_path: Path) -> None:

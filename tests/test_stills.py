@@ -15,7 +15,7 @@ from tests.media_files import number_in, write_audio, write_video
 from video.errors import ConfigError, InvalidMedia, OutputError, SourceNotFound, UnsupportedMedia
 from video.media import stills
 from video.media.sample import write_sample
-from video.media.stills import contact_sheet, contact_sheet_of_clips, thumbnail
+from video.media.stills import contact_sheet, contact_sheet_of_clips, side_by_side, thumbnail
 
 
 def opened(path: Path) -> Image.Image:
@@ -193,3 +193,18 @@ def test_natural_video_of_other_codecs_and_shapes_is_shown(tmp_path: Path) -> No
     assert opened(thumbnail(shared("sar-2by3.mp4"), tmp_path / "s.jpg")).size == (320, 270)
     sheet = opened(contact_sheet(shared("cars.mp4"), tmp_path / "c.jpg", count=12))
     assert len(tiles(sheet, (320, 180), 4)) == 7
+
+
+def test_side_by_side_shows_the_very_pictures_of_each_time(numbered: Path, tmp_path: Path) -> None:
+    """Of 100 frames and of the last 50 of them, key frames apart."""
+    part = write_video(tmp_path / "part.mp4", frames=range(50, 100), gop=7)
+    picture = opened(side_by_side(part, numbered, tmp_path / "both.png", count=2, width=160, offset=2.0))
+    top = picture.height - 2 * (120 + 8)
+    cells = [picture.crop((x, y, x + 160, y + 120)) for y in (top, top + 128) for x in (8, 176)]
+    assert [number(cell) for cell in cells] == [62, 62, 87, 87]
+
+
+def test_side_by_side_needs_a_time_that_both_have(numbered: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the reference 4\.000 s long"):
+        side_by_side(numbered, numbered, tmp_path / "both.png", offset=9)
+    assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,8 @@ COMMANDS = {
     "jobs": "video.cli.jobs:jobs",
     "demo": "video.cli.demo:demo",
     "probe": "video.cli.probe:probe",
+    "compare": "video.cli.compare:compare",
+    "sheet": "video.cli.sheet:sheet",
     "backends": "video.cli.backends:backends",
     "check-backend": "video.cli.check_backend:check_backend",
     "calibrate": "video.cli.calibrate:calibrate",
@@ -50,6 +52,8 @@ def cli() -> None:
       video clips talk.mp4 --out clips             the three best clips of a video
       video clips films/ --count 5 --workers 4     of every video in a folder
       video probe talk.mp4                         what a file holds
+      video compare small.mp4 talk.mp4             how near one comes to the other
+      video sheet talk.mp4                         one picture of what a video shows
       video check-backend process                  whether an engine keeps its promises
 
     Exit codes: 0 all went well, 1 some items failed, 2 wrong usage, 130 stopped by Ctrl-C.

@@ -7,6 +7,7 @@ Pictures are shown as players show them, with rotation and pixel shape applied.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import unicodedata
@@ -120,6 +121,56 @@ def contact_sheet_of_clips(
                 raise _no_picture(container)
             tiles.append(_stamped(shot.image, f"{duration:.1f} s"))
     return _save(_sheet(tiles, [caption for _, caption in clips], columns, title), target)
+
+
+def side_by_side(
+    video: str | os.PathLike[str],
+    reference: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    count: int = 4,
+    width: int = 480,
+    offset: float = 0.0,
+) -> Path:
+    """Write one picture in which each row shows what both videos show at a time, `reference` on the left.
+
+    Not key frames but the very pictures of those times, `count` of them, evenly spread over the shorter one.
+
+    :param width: of each small picture, in pixels.
+    :param offset: seconds of the reference at which the video begins.
+    :raises ConfigError, SourceNotFound, SourceError, InvalidMedia, UnsupportedMedia, OutputError:
+        as in `thumbnail`; and if the reference has ended at `offset`.
+    """
+    target = _checked(output, width, count)
+    seconds = min(probe.duration_seconds(video), probe.duration_seconds(reference) - offset)
+    if seconds <= 0:
+        cause = f"offset is {offset:g} s, and the reference {probe.duration_seconds(reference):.3f} s long"
+        raise ConfigError(cause, subject=os.fspath(reference), cure="Choose a smaller one.")
+    tiles = []
+    for n in range(count):
+        time = (n + 0.5) * seconds / count
+        for path, at in ((reference, time + offset), (video, time)):
+            with base.open_input(path) as container:
+                tiles.append(_stamped(_shown_at(container, at, width), _clock(at)))
+    title = f"{Path(reference).name} | {Path(video).name}"
+    return _save(_sheet(tiles, [], 2, title), target)
+
+
+def _shown_at(container: InputContainer, seconds: float, width: int) -> Image.Image:
+    """The picture that is shown at `seconds`, or the first one after that."""
+    video = base.video_stream(container)
+    start = Fraction(seconds) + base.origin(container)
+    wanted = seek.ticks(start, base.fraction(video.time_base))
+    # All of them: the one that is wanted may be the last before that time, which no other frame needs.
+    decoder = seek.FrameDecoder(container, video, -(2**62))
+    found: VideoFrame | None = None
+    for packet in itertools.chain(seek.packets_from(container, video, None, start), [None]):
+        for pts, frame in decoder.decode(packet):
+            if found is not None and pts > wanted:
+                return _upright(found, video, width)
+            found = frame
+    if found is None:
+        raise _no_picture(container)
+    return _upright(found, video, width)
 
 
 def _no_picture(container: InputContainer) -> InvalidMedia:

@@ -1,0 +1,56 @@
+"""`video sheet`: one picture of what a video shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from video.cli.common import SOME_FAILED_EXIT, go_on, people, say
+from video.cli.inputs import expand
+from video.errors import VideoError
+
+EXAMPLES = """\b
+Examples:
+  video sheet talk.mp4                       writes talk-sheet.jpg here
+  video sheet films/ --out sheets --count 20 --columns 5
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path())
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path(), metavar="FOLDER", help="Where they go."
+)
+@click.option(
+    "--count", type=click.IntRange(1, 1000), default=12, show_default=True, help="Pictures of each."
+)
+@click.option("--columns", type=click.IntRange(1, 100), default=4, show_default=True, help="In a row.")
+@click.option(
+    "--width", type=click.IntRange(16, 8192), default=320, show_default=True, help="Pixels of each."
+)
+@click.option("--debug", is_flag=True, help="Show tracebacks of what fails.")
+def sheet(files: tuple[str, ...], out: Path, count: int, columns: int, width: int, debug: bool) -> int:
+    """Write a contact sheet of each video: key frames, evenly spread, each with its time."""
+    from video.media.stills import contact_sheet
+
+    sources, notes = expand(files)
+    failed = bool(notes)
+    for note in notes:
+        say(people(), note, "failed:")
+    given: dict[str, int] = {}
+    for file in sources:
+        go_on()
+        stem = Path(file).stem
+        given[stem] = given.get(stem, 0) + 1
+        name = stem if given[stem] == 1 else f"{stem}-{given[stem]}"
+        try:
+            click.echo(
+                contact_sheet(file, out / f"{name}-sheet.jpg", count, columns, width, title=Path(file).name)
+            )
+        except VideoError as error:
+            if debug:
+                raise
+            failed = True
+            say(people(), str(error), "failed:")
+    return SOME_FAILED_EXIT if failed else 0
