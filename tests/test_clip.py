@@ -31,6 +31,7 @@ from video.errors import ConfigError, SourceNotFound
 from video.media import base
 from video.media.cut import cut
 from video.media.probe import measure, probe
+from video.processors._names import BOOK
 from video.processors.clip import ClipPreview, from_key_frame
 
 ENGINES = ["serial", "thread", "process", "async"]
@@ -41,7 +42,8 @@ def ask(source: Any, out: Path, **more: Any) -> VideoClipRequest:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*")) if folder.exists() else []
+    """What is in it, but for the list of who has which name."""
+    return sorted(path.name for path in folder.rglob("*") if path.name != BOOK) if folder.exists() else []
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +145,55 @@ def test_two_inputs_of_one_name_do_not_share_outputs(
         "COAST-4-01.mp4",
     ]
     assert all(path.exists() for path in paths)
+
+
+def test_a_later_batch_with_a_namesake_leaves_the_earlier_clips_alone(
+    processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    out, monday, tuesday = tmp_path / "out", tmp_path / "monday" / "a.mp4", tmp_path / "tuesday" / "a.mp4"
+    for sample, path in zip(samples, (monday, tuesday), strict=True):
+        path.parent.mkdir()
+        shutil.copy(sample, path)
+
+    def clips(source: Path, **how: Any) -> dict[str, bytes]:
+        (response,) = processor.process_batch_parallel([ask(source, out, **how)])
+        return {clip.path.name: clip.path.read_bytes() for clip in response.clips}
+
+    first = clips(monday)
+    assert sorted(clips(tuesday)) == ["a-2-01.mp4", "a-2-02.mp4"]
+    assert {name: (out / name).read_bytes() for name in first} == first
+    assert sorted(clips(monday, count=1)) == ["a-01.mp4"]
+    assert sorted(clips(tuesday)) == ["a-2-01.mp4", "a-2-02.mp4"]
+
+
+def test_a_preview_says_the_names_that_a_run_would_give_and_keeps_none(
+    processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    out, twin = tmp_path / "out", tmp_path / "coast.mp4"
+    shutil.copy(samples[1], twin)
+    processor.process_batch_parallel([ask(samples[0], out)])
+    before = (out / BOOK).read_bytes()
+    with ClipPreview(ParallelConfig(max_workers=1)) as preview:
+        (response,) = preview.process_batch_parallel([ask(twin, out)])
+        preview.process_batch_parallel([ask(twin, tmp_path / "none")])
+    assert [clip.path.name for clip in response.clips] == ["coast-2-01.mp4", "coast-2-02.mp4"]
+    assert (out / BOOK).read_bytes() == before
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_whose_names_cannot_be_written_down_gets_no_clips(
+    processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    out, outside = tmp_path / "out", tmp_path / "outside"
+    out.mkdir()
+    outside.write_text("mine")
+    (out / BOOK).symlink_to(outside)
+    (response,) = processor.process_batch_parallel([ask(samples[0], out)])
+    assert response.error is not None
+    assert response.error.type == "OutputError"
+    assert BOOK in response.error.message
+    assert files(out) == []
+    assert outside.read_text() == "mine"
 
 
 def test_names_with_awkward_signs_work(
@@ -390,7 +441,8 @@ def test_a_job_that_fails_half_way_leaves_none_of_its_clips(
     processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    (out / "coast-02.mp4").mkdir(parents=True)
+    processor.process_batch_parallel([ask(samples[0], out, count=1)])  # its name is "coast" from now on
+    (out / "coast-02.mp4").mkdir()
     response = processor.process_batch_parallel([ask(samples[0], out)])[0]
     assert not response.success
     assert response.error is not None

@@ -25,6 +25,7 @@ from video.events import Observer, logger
 from video.outcome import Outcome
 from video.plan import Choice
 from video.policies.base import Policy
+from video.processors._names import Book
 from video.runner import Runner
 from video.selector import Decision
 from video.sources.base import readable, redact
@@ -43,8 +44,8 @@ Chosen = Choice | Decision
 class Names:
     """What output names of one batch must keep clear of."""
 
-    given: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Names given, each with the last number that was added to make another unique."""
+    books: dict[str, Book] = dataclasses.field(default_factory=dict)
+    """By output folder, who owns which name in it."""
     inputs: set[str] = dataclasses.field(default_factory=set)
     """Real paths of the batch's own inputs, as far as they are known."""
 

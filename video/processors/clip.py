@@ -6,17 +6,17 @@ import contextlib
 import os
 import secrets
 import tempfile
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, ClassVar
+from urllib.parse import unquote, urlsplit
 
 from video import scope
 from video.errors import UnsupportedMedia, VideoError
 from video.models import Clip, Format, Mode, Problem, VideoClipRequest, VideoClipResponse
 from video.outcome import Outcome
+from video.processors._names import Book
 from video.processors.base import Chosen, Names, Processor
 from video.sources.base import display_name, is_url, redact, resolve
 
@@ -27,7 +27,8 @@ class ClipJob:
 
     source: str
     stem: str
-    """Clips are called `stem-01.mp4` and so on; no two jobs of a batch share a stem in one folder."""
+    """Clips are called `stem-01.mp4` and so on; no two videos share a stem in one folder, nor do two jobs of
+    a batch."""
     output_dir: Path
     count: int
     min_length: float
@@ -122,6 +123,8 @@ class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
     preload = ("video.processors.clip", "video.media.cut", "video.media.highlights")
     task = staticmethod(make_clips)
     batch_name = "clips"
+    keep_names: ClassVar[bool] = True
+    """Write down in the output folder whose clips have which name."""
 
     def check(self, request: VideoClipRequest) -> None:
         source = resolve(request.source)
@@ -156,7 +159,7 @@ class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
         folder = Path(os.path.abspath(request.output_dir))
         return ClipJob(
             source=absolute(request.source),
-            stem=_unique(display_name(request.source), folder, names, request),
+            stem=_stem(request, folder, names, keep=self.keep_names),
             output_dir=folder,
             count=request.count,
             min_length=request.min_clip_length,
@@ -196,25 +199,41 @@ def absolute(source: str) -> str:
 class ClipPreview(VideoClipProcessor):
     """Chooses the clips as `VideoClipProcessor` does, and writes nothing: sizes in its responses are 0."""
 
+    keep_names = False
+
     def prepare(self, request: VideoClipRequest, names: Names) -> ClipJob:
         return replace(super().prepare(request, names), preview=True)
 
 
-def _unique(stem: str, folder: Path, names: Names, request: VideoClipRequest) -> str:
-    """`stem`, or `stem-2` and so on where the batch has used it, or where a clip would replace an input of
-    the batch. Blind to case, as some file systems are."""
+def _stem(request: VideoClipRequest, folder: Path, names: Names, *, keep: bool) -> str:
+    """What clips of this request are called: a name that no other video has in that folder, and that makes
+    no clip replace an input of the batch.
 
-    def key(name: str) -> str:
-        return unicodedata.normalize("NFC", str(folder / name)).casefold()
-
-    def hits_an_input(name: str) -> bool:
-        clips = (f"{name}-{number:02d}.{request.format}" for number in range(1, request.count + 1))
-        return any(os.path.join(real, clip) in names.inputs for clip in clips)
-
+    :raises OutputError: if it cannot be written down.
+    """
     real = os.path.realpath(folder)
-    first, name = key(stem), stem
-    while key(name) in names.given or hits_an_input(name):
-        names.given[first] = names.given.get(first, 1) + 1
-        name = f"{stem}-{names.given[first]}"
-    names.given.setdefault(key(name), 1)
-    return name
+    if real not in names.books:
+        names.books[real] = Book(Path(real), keep=keep)
+
+    def clips(name: str) -> Iterator[str]:
+        numbers = range(1, request.count + 1)
+        return (os.path.join(real, f"{name}-{number:02d}.{request.format}") for number in numbers)
+
+    wants = request.model_dump_json(exclude={"source", "output_dir"})
+    return names.books[real].name(
+        display_name(request.source),
+        _identity(request.source),
+        wants,
+        clash=lambda name: any(clip in names.inputs for clip in clips(name)),
+        there=lambda name: any(map(os.path.lexists, clips(name))),
+    )
+
+
+def _identity(source: str) -> str:
+    """What a source is known by in any folder: two paths to one file are one source."""
+    if is_url(source) and not source.startswith("file:"):
+        return source
+    with contextlib.suppress(ValueError):  # no address, or no path: it fails with that when it runs
+        path = unquote(urlsplit(source).path) if source.startswith("file:") else os.path.expanduser(source)
+        return os.path.realpath(path)
+    return source
