@@ -26,12 +26,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.waiting import alive, until
+from video.config import ParallelConfig
 from video.errors import CheckpointMismatch, ConfigError, ItemCancelled, OutputError, StoreError
 from video.outcome import Outcome
 from video.policies import _checkpoint_store as store
 from video.policies._sqlite import filesystem
 from video.policies.base import Job
 from video.policies.checkpoint import BatchInfo, Checkpoint, batch_info, forget, list_batches
+from video.runner import Runner
 
 ROOT = Path(__file__).resolve().parents[1]
 NEVER = 3600.0
@@ -975,3 +977,13 @@ class AnyRuns(RuleBasedStateMachine):
 
 TestAnyRuns = AnyRuns.TestCase
 TestAnyRuns.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+
+
+def test_one_that_is_closed_says_so_and_how_to_go_on(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "jobs.sqlite", batch="mine")
+    checkpoint.close()
+    for use in (lambda: checkpoint.begin_many(jobs("a")), checkpoint.flush, checkpoint.carried_out):
+        with pytest.raises(ConfigError, match=r"mine.*closed.*(.|\n)*open it again"):
+            use()
+    with Runner(ParallelConfig(backend="serial")) as runner, pytest.raises(ConfigError, match="closed"):
+        runner.map(never, ["a"], checkpoint=checkpoint)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests import tasks
 from video.config import ParallelConfig
 from video.errors import BatchFailed, ConfigError
+from video.policies.twins import Twins
 from video.runner import Runner
 
 COSTS = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -88,6 +89,40 @@ def test_an_order_needs_a_cost_and_an_unknown_one_is_refused() -> None:
             runner.map(tasks.double, range(3), order="shortest")
         with pytest.raises(ConfigError, match="longest"):
             runner.map(tasks.double, range(3), order="random")
+
+
+def fail(item: int) -> float:
+    raise KeyError(item)
+
+
+@pytest.mark.parametrize(
+    ("cost", "says"),
+    [
+        (lambda item: float("nan") if item == 2 else 1.0, "item 2: has the cost nan"),
+        (lambda item: "10" if item == 2 else 1.0, "item 2: has the cost '10'"),
+        (lambda item: None if item == 2 else 1.0, "item 2: has no cost"),
+        (lambda item: fail(item) if item == 2 else 1.0, "item 2: has no cost .*KeyError"),
+        (lambda: 1.0, "item 0: has no cost"),
+        ("shortest", "cost is 'shortest'"),
+        (-1, "cost is -1"),
+        (float("nan"), "cost is nan"),
+    ],
+)
+def test_a_cost_that_is_no_number_is_refused_with_the_item_and_the_cure(cost: Any, says: str) -> None:
+    ran: list[int] = []
+    with (
+        Runner(ParallelConfig(backend="thread")) as runner,
+        pytest.raises(ConfigError, match=rf"{says}(.|\n)*(takes)"),
+    ):
+        runner.map(ran.append, range(4), order="shortest", cost=cost)
+    assert ran == []
+
+
+def test_without_an_order_a_cost_that_is_no_number_costs_its_item_alone() -> None:
+    with Runner(ParallelConfig(backend="thread"), policies=[Twins()]) as runner:
+        outcomes = runner.map(tasks.double, range(3), cost=lambda item: "1" if item == 1 else 1.0)
+    assert [one.ok for one in outcomes] == [True, False, True]
+    assert isinstance(outcomes[1].error, ConfigError)
 
 
 @settings(deadline=None, max_examples=30)

@@ -24,7 +24,14 @@ from video import plan, registry, selector
 from video.backends.base import Executor, Traits
 from video.batch import AT_HAND, Batch, Opened, is_coroutine_function
 from video.config import BackendType, ParallelConfig
-from video.errors import BackendUnavailable, BatchFailed, ConfigError, ItemCancelled, NotPicklable
+from video.errors import (
+    BackendUnavailable,
+    BatchFailed,
+    ConfigError,
+    ItemCancelled,
+    NotPicklable,
+    described,
+)
 from video.events import Event, Kind, Observer, emit, logger
 from video.gate import Gate
 from video.outcome import Outcome
@@ -350,7 +357,7 @@ class Runner:
             # The item that this runs in holds its own place until it has ended: to wait for room for more
             # would be to wait for ever.
             row = tuple(policy for policy in row if not hasattr(policy, "watch"))
-        return Gate(row, key, cost if callable(cost) else None) if row else None
+        return Gate(row, key, functools.partial(_weight, cost) if callable(cost) else None) if row else None
 
     def _auto(self, task: Callable[..., Any], how: How, here: bool) -> Auto:
         """What chooses the engine of a batch while it runs.
@@ -545,9 +552,25 @@ def _in_order(
             f"order is {order!r}, and cost is {cost!r}", cure="Pass cost=, a function of an item."
         )
     items = list(items)
-    costs = [cost(item) for item in items]
+    costs = [_weight(cost, item, f"item {place}") for place, item in enumerate(items)]
     places = sorted(range(len(items)), key=costs.__getitem__, reverse=order == "longest")
     return [items[place] for place in places], places
+
+
+def _weight(cost: Callable[[Any], float], item: Any, name: str | None = None) -> float:
+    """What the caller's function says of an item, as a number that others can be compared with.
+
+    :raises ConfigError: if it says none.
+    """
+    cure = "`cost` takes a function of an item that returns a number for each, such as its length in seconds."
+    try:
+        found: Any = cost(item)
+        weight = math.nan if isinstance(found, str | bytes) else float(found)  # "9" is longer than "10"
+    except Exception as error:
+        raise ConfigError(f"has no cost ({described(error)})", subject=name, cure=cure) from error
+    if math.isnan(weight):
+        raise ConfigError(f"has the cost {found!r}", subject=name, cure=cure)
+    return weight
 
 
 class EngineReplacedWarning(RuntimeWarning):

@@ -183,9 +183,10 @@ class Checkpoint:
         """Before items run: the outcomes of those that are done, by position. That the others begin is in the
         file when this returns.
 
-        :raises ConfigError: if an item has no key.
+        :raises ConfigError: if an item has no key, or the checkpoint is closed.
         :raises StoreError: if it cannot be written; then none of them may run.
         """
+        self._check_open()
         digests = [self._digest(job.item) for job in jobs]
         slots: list[Slot] = []
         fresh = 0
@@ -263,7 +264,9 @@ class Checkpoint:
 
         :raises StoreError: if it cannot be written. Nothing is lost: it stays queued, and `flush` may be
             called again once there is space.
+        :raises ConfigError: if the checkpoint is closed.
         """
+        self._check_open()
         self._commit({})
 
     def set_total(self, total: int) -> None:
@@ -294,6 +297,14 @@ class Checkpoint:
             self._commit({})
         finally:
             self._store.close()
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise ConfigError(
+                "the checkpoint is closed",
+                subject=f"{self.path}, batch {self.batch!r}",
+                cure="Use it within its `with` block; to go on later, open it again: Checkpoint(path, ...)",
+            )
 
     def __enter__(self) -> Self:
         return self
