@@ -156,6 +156,11 @@ class Asked(BaseModel):
     metavar="FILE",
     help="Where that is written down; implies --resume.  [default: .video-jobs.sqlite in DIR]",
 )
+@click.option(
+    "--batch",
+    metavar="NAME",
+    help="Name of this batch where several share that file; implies --resume.  [default: clips]",
+)
 @click.option("--fork", is_flag=True, help="With other settings than the earlier run had: begin a new one.")
 @click.option(
     "--retries",
@@ -176,8 +181,8 @@ class Asked(BaseModel):
 @click.option("--debug", is_flag=True, help="Show tracebacks of what fails.")
 def clips(
     inputs: tuple[str, ...], out: Path, count: int, min_length: float | None, max_length: float,
-    mode: str, format_: str, resume: bool, checkpoint: Path | None, fork: bool, retries: int,
-    backend: str, workers: int | None, timeout: float | None,
+    mode: str, format_: str, resume: bool, checkpoint: Path | None, batch: str | None, fork: bool,
+    retries: int, backend: str, workers: int | None, timeout: float | None,
     json: bool, explain: bool, dry_run: bool, debug: bool,
 ) -> int:  # fmt: skip
     """Cut the highlights out of videos.
@@ -196,14 +201,14 @@ def clips(
         })  # fmt: skip
     except ValidationError as error:
         raise click.UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
-    resume = resume or checkpoint is not None
+    resume = resume or checkpoint is not None or batch is not None
     if resume and dry_run:
         raise click.UsageError("--dry-run writes nothing that could be resumed")
     if fork and not resume:
         raise click.UsageError("--fork needs --resume")
     place = (checkpoint or folder_of(out) / CHECKPOINT) if resume else None
     return run_clips(
-        asked, notes, json, explain, dry_run, debug, place=place, fork=fork,
+        asked, notes, json, explain, dry_run, debug, place=place, batch=batch, fork=fork,
         command=None if place is None else kept_as(asked, inputs, place),
     )  # fmt: skip
 

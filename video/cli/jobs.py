@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   video jobs list clips/                the batches that were run into a folder
-  video jobs show clips/ clips          one of them, and what failed in it
+  video jobs show clips/                one of them, and what failed in it
   video jobs resume clips/              go on with the one that was stopped
   video jobs forget clips/ clips        run all of it again next time; its files stay
 """
 
 place = click.argument("place", metavar="FILE", type=click.Path(exists=True, path_type=Path))
-batch_name = click.argument("batch", metavar="BATCH")
+named = click.argument("batch", metavar="[BATCH]", required=False)
+option = click.option("--batch", "option", metavar="NAME", help="Which batch; the same as BATCH.")
 as_json = click.option("--json", is_flag=True, help="One JSON object a batch.  [default when piped]")
 
 
@@ -59,7 +60,7 @@ def list_(place: Path, json: bool) -> None:
             f"{one.done:,}",
             f"{one.failed:,}",
             "" if one.pid else f"{one.begun:,}",
-            "" if one.total is None else f"{one.total:,}",
+            "" if one.known is None else f"{one.known:,}",
             time.strftime("%Y-%m-%d %H:%M", time.localtime(one.updated)),
             f"runs, process {one.pid}" if one.pid else "complete" if one.complete else "to be resumed",
         ]
@@ -70,19 +71,28 @@ def list_(place: Path, json: bool) -> None:
 
 @jobs.command()
 @place
-@batch_name
+@named
+@option
 @as_json
-def show(place: Path, batch: str, json: bool) -> None:
-    """Show one batch: its settings, how far it has come, and the first items that failed."""
-    from video.policies.checkpoint import batch_info
+def show(place: Path, batch: str | None, option: str | None, json: bool) -> None:
+    """Show one batch: its settings, how far it has come, and the first items that failed. BATCH may be left
+    out where there is only one."""
+    from video.policies.checkpoint import batch_info, list_batches
 
-    info = batch_info(_file(place), batch)
+    file, name = _file(place), _named(batch, option)
+    if name is None:
+        names = [one.batch for one in list_batches(file)]
+        if len(names) != 1:
+            raise _unsaid(names)
+        name = names[0]
+    info = batch_info(file, name)
     if machine_reads(json):
         click.echo(json_module.dumps(_plain(info)))
         return
     console = output()
-    of = "" if info.total is None else f" of {info.total:,}"
-    say(console, f"{info.batch}: {info.done:,}{of} done, {info.failed:,} failed")
+    of = "" if info.known is None else f" of {info.known:,}"
+    state = f", runs, process {info.pid}" if info.pid else f", {info.begun:,} cut short" if info.begun else ""
+    say(console, f"{info.batch}: {info.done:,}{of} done, {info.failed:,} failed{state}")
     for name, value in info.fingerprint.items():
         say(console, f"  {name} {value}")
     for position, words in info.failures:
@@ -172,12 +182,32 @@ def _asked(file: Path, batch: str, command: Command) -> Asked:
 
 @jobs.command()
 @place
-@batch_name
-def forget(place: Path, batch: str) -> None:
-    """Forget one batch, so that all of it runs again next time. Its files stay."""
+@named
+@option
+def forget(place: Path, batch: str | None, option: str | None) -> None:
+    """Forget one batch, which is to be named, so that all of it runs again next time. Its files stay."""
     from video.policies.checkpoint import forget as forget_batch
+    from video.policies.checkpoint import list_batches
 
-    say(people(), f"forgot {counted(forget_batch(_file(place), batch), 'item')} of {batch}")
+    file, name = _file(place), _named(batch, option)
+    if name is None:
+        raise _unsaid([one.batch for one in list_batches(file)])
+    say(people(), f"forgot {counted(forget_batch(file, name), 'item')} of {name}")
+
+
+def _named(batch: str | None, option: str | None) -> str | None:
+    """
+    :raises click.UsageError: for two names.
+    """
+    if batch and option and batch != option:
+        raise click.UsageError(f"BATCH is {batch} and --batch is {option}: name one batch")
+    return batch or option
+
+
+def _unsaid(names: list[str]) -> click.UsageError:
+    if not names:
+        return click.UsageError("it holds no batch")
+    return click.UsageError(f"which batch? There {'is' if len(names) == 1 else 'are'} {', '.join(names)}")
 
 
 def _file(place: Path) -> Path:

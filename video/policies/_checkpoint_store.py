@@ -109,6 +109,12 @@ class BatchInfo:
     """How many runs can be asked for again (`pending_commands`), since not all that they were for is done."""
 
     @property
+    def known(self) -> int | None:
+        """Items of the batch, as far as any run has told: one may be run with several inputs. None: nobody
+        has said how many there are."""
+        return None if self.total is None else max(self.total, self.done + self.failed + self.begun)
+
+    @property
     def complete(self) -> bool:
         return not self.commands and self.total is not None and self.done >= self.total
 
