@@ -28,7 +28,9 @@ from video.errors import (
     WorkerDied,
     WorkerOutOfMemory,
 )
+from video.gate import Gate
 from video.outcome import Outcome
+from video.policies import twins as twins_module
 from video.policies.base import Job
 from video.policies.cache import CachePolicy, MemoryCache
 from video.policies.retry import Retry
@@ -101,7 +103,7 @@ def test_a_failure_that_is_the_items_own_fault_is_shared(error: Exception) -> No
 def test_after_any_other_failure_the_next_twin_runs(error: Exception) -> None:
     twins, (leader, second, third) = trio()
     twins.settle(leader, done(leader, error=error), 0.0)
-    assert twins.waiting(leader) == [1, 2], "they are to be woken"
+    assert twins.waiting(leader) == [1], "one of them is to be woken"
     assert twins.admit(third, 0.0) is None
     assert isinstance(twins.admit(second, 0.0), float)
     twins.settle(third, done(third, "y"), 0.0)
@@ -278,7 +280,77 @@ TestBatch = Batch.TestCase
 TestBatch.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 
 
+# At the gate
+
+
+def waiting_trio() -> Gate:
+    """A leader that runs and two that have asked so often that they ask once a second."""
+    gate = Gate([Twins()])
+    assert gate.admit(0, "a", 0, 0.0) is None
+    for index in (1, 2):
+        gate.admit(index, "a", 0, 0.0)
+    for _ in range(9):
+        for index, item, _ in gate.due(1e9, 9):
+            assert isinstance(gate.admit(index, item, 0, 100.0), float)
+    assert gate.next_at == 100.0 + LONGEST_POLL
+    return gate
+
+
+def test_twins_are_looked_at_the_moment_that_the_first_has_its_answer() -> None:
+    gate = waiting_trio()
+    gate.settle("a", Outcome(0, "x", None, 1), 100.1)
+    assert gate.next_at == 100.1
+    assert gate.due(100.1, 9) == [(1, "a", False), (2, "a", False)]
+    assert [gate.admit(index, "a", 0, 100.1) for index in (1, 2)] == [
+        Outcome(index, "x", None, 0, 0.0, "twin") for index in (1, 2)
+    ]
+    assert gate.next_at == float("inf")
+
+
+def test_after_a_failure_that_is_not_shared_one_of_them_is_looked_at_and_runs() -> None:
+    gate = waiting_trio()
+    gate.settle("a", Outcome(0, None, ConnectionError("cut"), 1), 100.1)
+    assert gate.due(100.1, 9) == [(1, "a", False)]
+    assert gate.admit(1, "a", 0, 100.1) is None
+    assert gate.next_at == 100.0 + LONGEST_POLL
+    gate.settle("a", Outcome(1, "x", None, 1), 100.2)
+    assert gate.due(100.2, 9) == [(2, "a", False)]
+
+
+def test_twins_of_a_leader_that_is_dropped_while_it_waits_are_looked_at() -> None:
+    gate = Gate([Twins(), Retry(max_retries=1, delay=60.0)])
+    gate.admit(0, "a", 0, 0.0)
+    gate.admit(1, "a", 0, 0.0)
+    gate.due(1e9, 1)
+    gate.admit(1, "a", 0, 30.0)
+    assert isinstance(gate.settle("a", Outcome(0, None, ConnectionError("cut"), 1), 30.0), float)
+    assert gate.drop(0, 30.01)
+    assert gate.due(30.01, 9) == [(1, "a", False)]
+    assert gate.admit(1, "a", 0, 30.01) is None
+
+
+def test_one_that_is_dropped_is_not_looked_at_any_more() -> None:
+    gate = waiting_trio()
+    assert gate.drop(1, 100.05)
+    gate.settle("a", Outcome(0, "x", None, 1), 100.1)
+    assert gate.waiting() == [2]
+    assert gate.due(100.1, 9) == [(2, "a", False)]
+    assert gate.due(1e9, 9) == []
+
+
 # In batches
+
+
+@pytest.mark.parametrize("engine", ["thread", "process"])
+def test_a_batch_does_not_wait_until_twins_would_have_asked_again(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(twins_module, "POLL_SECONDS", 1e6)
+    monkeypatch.setattr(twins_module, "LONGEST_POLL", 1e6)
+    with Runner(ParallelConfig(backend=engine, max_workers=2), policies=[Twins()]) as runner:
+        outcomes = runner.map(functools.partial(work, tmp_path), ["a", "b", "a", "a", "b"])
+    assert [one.unwrap() for one in outcomes] == ["A", "B", "A", "A", "B"]
+    assert "twin" in {one.origin for one in outcomes}
 
 
 def work(folder: Path, item: str) -> str:

@@ -54,8 +54,12 @@ class Gate:
         """Of items that were looked at one by one, and have no outcome yet."""
         self._foreseen: dict[int, Outcome[Any] | None] = {}
         """What a policy that looks at whole chunks has said of an item already."""
-        self._later: list[tuple[float, int, Any, bool]] = []
-        """(when to look again, index, item, whether it is to run alone), soonest first."""
+        self._waits: dict[int, tuple[float, Any, bool]] = {}
+        """Of items that wait, by index: when to look again, the item, and whether it is to run alone."""
+        self._later: list[tuple[float, int]] = []
+        """(when to look again, index), soonest first. One that `_waits` does not know any more, or by another
+        time, is passed over."""
+        self._wakers: list[Any] = [one for one in self._policies if callable(getattr(one, "waiting", None))]
 
     def idle(self, now: float) -> bool:
         """Whether a whole chunk may pass unseen."""
@@ -172,6 +176,7 @@ class Gate:
         for job in self._jobs.values():
             self._withdraw(job, now, self._policies)
         self._jobs.clear()
+        self._waits.clear()
         self._later.clear()
         for policy in self._keepers:
             try:
@@ -183,12 +188,11 @@ class Gate:
 
     def drop(self, index: int, now: float) -> bool:
         """An item is not wanted any more; False: it does not wait here."""
-        place = next((place for place, one in enumerate(self._later) if one[1] == index), None)
-        if place is None:
+        if self._waits.pop(index, None) is None:
             return False
-        del self._later[place]
-        heapq.heapify(self._later)
-        self._withdraw(self._jobs.pop(index), now, self._policies)
+        self._withdraw(self._jobs[index], now, self._policies)
+        others = self._others(self._jobs.pop(index))
+        self._wake(others, now)
         return True
 
     def saw(self, index: int) -> bool:
@@ -210,21 +214,48 @@ class Gate:
     @property
     def next_at(self) -> float:
         """When one that waits is to be looked at again; infinite: none waits."""
+        while self._later and not self._holds(self._later[0]):
+            heapq.heappop(self._later)
         return self._later[0][0] if self._later else float("inf")
 
     def waiting(self) -> list[int]:
         """Items that wait here, by index."""
-        return sorted(one[1] for one in self._later)
+        return sorted(self._waits)
 
     def due(self, now: float, most: int) -> list[tuple[int, Any, bool]]:
         """Some that are to be looked at again, and wait here no more: (index, item, whether to run alone)."""
         found: list[tuple[int, Any, bool]] = []
-        while len(found) < most and self._later and self._later[0][0] <= now:
-            found.append(heapq.heappop(self._later)[1:])
+        while len(found) < most and self.next_at <= now:
+            _, index = heapq.heappop(self._later)
+            _, item, alone = self._waits.pop(index)
+            found.append((index, item, alone))
         return found
 
     def _wait(self, job: Job, at: float, alone: bool) -> None:
-        heapq.heappush(self._later, (at, job.index, job.item, alone))
+        self._waits[job.index] = at, job.item, alone
+        heapq.heappush(self._later, (at, job.index))
+
+    def _holds(self, one: tuple[float, int]) -> bool:
+        wait = self._waits.get(one[1])
+        return wait is not None and wait[0] == one[0]
+
+    def _others(self, job: Job) -> list[int]:
+        """Those that waited for what has become of this one."""
+        found: list[int] = []
+        for policy in self._wakers:
+            try:
+                found += policy.waiting(job)
+            except Exception:  # noqa: BLE001  # they ask again by themselves
+                logger.exception("the %s policy could not say who waits for item %d", policy.name, job.index)
+        return found
+
+    def _wake(self, indexes: Iterable[int], now: float) -> None:
+        """They are to be looked at now, rather than when they said that they would ask again."""
+        for index in indexes:
+            at, item, alone = self._waits.get(index, (-math.inf, None, False))
+            if at > now:
+                self._waits[index] = now, item, alone
+                heapq.heappush(self._later, (now, index))
 
     def _settled(
         self, job: Job, outcome: Outcome[Any], now: float, policies: Sequence[Policy], alone: bool
@@ -243,6 +274,8 @@ class Gate:
                 self._wait(job, now + verdict, alone)
                 return verdict
         del self._jobs[job.index]
+        if self._wakers:
+            self._wake(self._others(job), now)
         return outcome
 
     def _withdraw(self, job: Job, now: float, policies: Sequence[Policy]) -> None:

@@ -95,6 +95,15 @@ class Watcher(Policy, Protocol):
         ...
 
 
+class Waker(Policy, Protocol):
+    """A policy that has items wait for others."""
+
+    def waiting(self, job: Job) -> list[int]:
+        """Asked once a job has its outcome, or is not wanted any more: positions of those that waited for it
+        and are to be admitted at once, rather than when they said that they would ask again."""
+        ...
+
+
 class Keeper(Policy, Protocol):
     """A policy that writes down what happens; it stands first in its row."""
 

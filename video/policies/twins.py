@@ -25,8 +25,8 @@ from video.policies.cache import fresh
 from video.policies.faults import Fault, classify
 
 POLL_SECONDS = 0.05
-"""After which a twin asks again for the first time; each time twice as long, up to `LONGEST_POLL`. It is the
-price of a runner that does not wake it by `waiting`."""
+"""After which a twin asks again for the first time; each time twice as long, up to `LONGEST_POLL`. For
+leaders that go without a word (another batch's, one that is freed late); usually `waiting` has it woken before."""
 LONGEST_POLL = 1.0
 
 
@@ -142,12 +142,17 @@ class Twins:
     def waiting(self, job: Job) -> list[int]:
         """Positions of the items that wait for the same as this one. After `settle` of a job they are to be
         admitted at once, rather than when they said that they would ask again: they have their answer, or one
-        of them is the next to run."""
+        of them is the next to run, and then it alone is named."""
         ticket: _Ticket | None = job.notes.get(self.name)
         if ticket is None:
             return []
         with self._lock:
-            return sorted(one.index for one in ticket.flight.waiting)
+            flight = ticket.flight
+            others = sorted(one.index for one in flight.waiting)
+            if flight.answer is not None:
+                return others
+            leader = None if flight.leader is None else flight.leader()
+            return others[:1] if leader is None else others if leader is ticket else []
 
     def in_flight(self) -> int:
         """Keys that are kept just now."""
