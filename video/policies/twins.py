@@ -26,7 +26,7 @@ from video.policies.faults import Fault, classify
 
 POLL_SECONDS = 0.05
 """After which a twin asks again for the first time; each time twice as long, up to `LONGEST_POLL`. For
-leaders that go without a word (another batch's, one that is freed late); usually `waiting` has it woken before."""
+leaders that go without a word (one that is freed late); usually `waiting` has it woken before."""
 LONGEST_POLL = 1.0
 
 
