@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -387,6 +389,37 @@ def test_a_cached_answer_holds_while_input_and_outputs_are_as_they_were(
         assert [attempts(), attempts()] == [1, 0]
         shutil.copy(samples[1], video)
         assert [attempts(), attempts()] == [1, 0]
+
+
+CACHED = """
+import sys
+from video import ParallelConfig, VideoClipProcessor
+path, source, out = sys.argv[1:]
+config = ParallelConfig(backend="serial", enable_caching=True, cache_path=path)
+request = {"source": source, "output_dir": out, "count": 1, "max_clip_length": 1}
+with VideoClipProcessor(config) as processor:
+    (response,) = processor.process_batch_parallel([request])
+print(response.attempts, response.clips[0].path)
+"""
+
+
+def test_a_cache_in_a_file_answers_another_program(samples: list[Path], tmp_path: Path) -> None:
+    def program() -> list[str]:
+        words = [sys.executable, "-c", CACHED, tmp_path / "cache" / "answers", samples[0], tmp_path / "out"]
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=100).stdout.split()
+
+    clip = str(tmp_path / "out" / "coast-01.mp4")
+    assert [program(), program()] == [["1", clip], ["0", clip]]
+    assert (tmp_path / "cache" / "answers").stat().st_mode & 0o077 == 0
+
+
+def test_a_cache_file_of_no_use_costs_no_batch(samples: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "cache").write_bytes(b"no database at all" * 100)
+    config = ParallelConfig(backend="serial", enable_caching=True, cache_path=tmp_path / "cache")
+    with VideoClipProcessor(config) as one:
+        for _ in range(2):
+            (response,) = one.process_batch_parallel([ask(samples[0], tmp_path / "out", count=1)])
+            assert (response.success, response.attempts) == (True, 1)
 
 
 def test_an_error_handler_says_what_the_response_to_a_failure_is(samples: list[Path], tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from video.errors import ConfigError
         ("start_method", "fork"),
         ("preload", "numpy"),
         ("preload", (1,)),
+        ("cache_path", ""),
+        ("cache_path", 3),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(field: str, value: object) -> None:

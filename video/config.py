@@ -96,6 +96,9 @@ class ParallelConfig:
     answered again without being run."""
     cache_ttl_hours: float = 24.0
     """For how long that holds."""
+    cache_path: str | os.PathLike[str] | None = None
+    """A file in which answers are kept, so that they outlast the program and other programs share them; made
+    where there is none, for its owner only. None: they are kept in memory."""
     spot_check: int = 0
     """So many random items are also run in the caller's own process at the end, and compared."""
     strict: bool = False
@@ -150,6 +153,10 @@ class ParallelConfig:
                 raise ConfigError(
                     "nobody knows here how much memory there is", cure="Use memory_limit_gb instead."
                 )
+        if self.cache_path is not None and (
+            not isinstance(self.cache_path, str | os.PathLike) or not os.fspath(self.cache_path)
+        ):
+            raise ConfigError(f"cache_path is {self.cache_path!r}", cure="It takes a path, or None.")
         if self.fail not in ("isolate", "fast"):
             raise ConfigError(f"fail is {self.fail!r}", cure='It takes "isolate" or "fast".')
 

@@ -11,6 +11,8 @@ import dataclasses
 import functools
 import itertools
 import os
+import sys
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
@@ -85,12 +87,17 @@ class Processor(ABC, Generic[Request, Response]):
     def _policies(self) -> list[Policy]:
         if not self.config.enable_caching:
             return []
-        from video.policies.cache import CachePolicy, MemoryCache
+        from video.policies.cache import CachePolicy, CacheStore, MemoryCache, SqliteCache
 
+        path = self.config.cache_path
+        store: CacheStore = MemoryCache() if path is None else SqliteCache(path)
+        # Not by `close`, after which the processor may be used again.
+        weakref.finalize(self, store.close)
         return [
             CachePolicy(
-                MemoryCache(),
+                store,
                 task=self.batch_name,
+                version=sys.modules["video"].__version__,  # another may choose other clips
                 ttl=3600.0 * self.config.cache_ttl_hours,
                 encode=self.plain,
                 decode=self.value,
