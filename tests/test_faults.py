@@ -3,6 +3,7 @@
 Each fault runs on every engine whose traits allow it, in a program of its own (`tests/faults`), which says
 what happened and what there is more of than before: processes, threads, descriptors, shared memory, temporary
 files. The faults of one engine share a program, each with a runner of its own; only the selected ones run.
+A few programs run side by side, for most of what they do is wait, and each counts what is its own.
 
     pytest tests/test_faults.py                                    each fault once
     pytest tests/test_faults.py -m "not slow"                      without the loop of kills and slow engines
@@ -17,9 +18,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +39,8 @@ ORPHAN_SECONDS = 5.0
 SLACK_SECONDS = 8.0
 """How long after a deadline a batch may end, on a busy machine and with another worker to start: far below
 the minute for which an item hangs that can be killed."""
+SIDE_BY_SIDE = min(4, (os.cpu_count() or 1) + 1)
+"""Programs at a time: one more than the CPUs can run, since they wait for deaths, starts, and time limits."""
 SLOW_START = 0.2
 """Seconds that an engine takes to start from which on its tests are slow ones."""
 
@@ -111,26 +116,44 @@ def ours(engine: Engine) -> bool:
 
 
 class Case(NamedTuple):
+    """What a test wants to know; a program that serves it alone, or others too, finds it out.
+
+    :param apart: it changes its process for good, or takes long: a program of its own each time.
+    :param alone: no other program may run beside it.
+    """
+
     engine: Engine
     fault: str
     repeat: int
-    apart: bool
+    apart: bool = False
+    alone: bool = False
+
+
+class Holding(NamedTuple):
+    """A program of items that hang, and what is to be seen of its end; that fails as a test does."""
+
+    engine: Engine
+    way: str
+    repeat: int
+    see: Callable[[Program], None]
 
 
 def fault(
-    name: str, where: Callable[[Engine], bool], *, apart: bool = False, slow: bool = False
+    name: str,
+    where: Callable[[Engine], bool],
+    *,
+    apart: bool = False,
+    alone: bool = False,
+    slow: bool = False,
 ) -> Callable[[Callable[[Facts], None]], Any]:
-    """A test of what a fault does, on each engine of some kind.
-
-    :param apart: it changes its process for good, or takes long: a program of its own each time.
-    """
+    """A test of what a fault does, on each engine of some kind."""
     assert name in FAULTS
     cases = []
     for engine in filter(where, ENGINES):
         marks = [pytest.mark.slow] if slow or engine.traits.start > SLOW_START else []
         for repeat in range(REPEATS):
             label = str(engine) if REPEATS == 1 else f"{engine}-{repeat}"
-            cases.append(pytest.param(Case(engine, name, repeat, apart), marks=marks, id=label))
+            cases.append(pytest.param(Case(engine, name, repeat, apart, alone), marks=marks, id=label))
 
     def decorate(check: Callable[[Facts], None]) -> Any:
         def test(case: Case, programs: Programs) -> None:
@@ -145,28 +168,63 @@ def fault(
 
 
 class Programs:
-    """Runs the selected faults, those of one engine together, when the first of them is asked for."""
+    """Starts what the selected tests ask for, a few programs at a time; each test waits for its own.
 
-    def __init__(self, cases: list[Case]) -> None:
+    The faults of one engine share a program, but for those that are apart.
+    """
+
+    def __init__(self, cases: list[Case | Holding]) -> None:
+        self._over = threading.Event()
+        self._threads = ThreadPoolExecutor(SIDE_BY_SIDE)
+        self._waited: dict[Any, Future[Any]] = {}
         self._cases = cases
-        self._facts: dict[tuple[str, str], list[Facts]] = {}
+        # Engines that start slowly take longest, and would be waited for at the end.
+        for case in sorted(cases, key=lambda case: -case.engine.traits.start):
+            if isinstance(case, Holding):
+                self._waited[case] = self._threads.submit(self._hold, case)
+            elif not case.alone and self._key(case) not in self._waited:
+                self._waited[self._key(case)] = self._threads.submit(self._run, case)
+
+    def _key(self, case: Case) -> Any:
+        return case if case.apart else str(case.engine)
+
+    def _run(self, case: Case) -> dict[str, list[Facts]]:
+        if case.apart:
+            return run(str(case.engine), [case.fault], over=self._over)
+        together = {
+            other.fault: None
+            for other in self._cases
+            if isinstance(other, Case) and not other.apart and other.engine == case.engine
+        }
+        return run(str(case.engine), list(together), REPEATS, self._over)
+
+    def _hold(self, case: Holding) -> None:
+        with started(str(case.engine), "--hold", case.way, over=self._over) as program:
+            said = program.next(60)
+            assert said == {"fault": "holding"}, program.errors()
+            case.see(program)
 
     def facts(self, case: Case) -> Facts:
-        engine = str(case.engine)
+        if case.alone:
+            wait(self._waited.values())
+            return self._run(case)[case.fault][0]
+        found: list[Facts] = self._waited[self._key(case)].result()[case.fault]
         if case.apart:
-            return run(engine, [case.fault])[case.fault][0]
-        if (engine, case.fault) not in self._facts:
-            together = {
-                other.fault: None for other in self._cases if other.engine == case.engine and not other.apart
-            }
-            for name, facts in run(engine, list(together), REPEATS).items():
-                self._facts[engine, name] = facts
-        found = self._facts[engine, case.fault]
+            return found[0]
         return found[min(case.repeat, len(found) - 1)]  # those after one that broke its program have not run
+
+    def seen(self, case: Holding) -> None:
+        """Raises what was raised where its end was looked at."""
+        self._waited[case].result()
+
+    def close(self) -> None:
+        """End what runs, where a session is cut short."""
+        self._over.set()
+        self._threads.shutdown(cancel_futures=True)
 
 
 @pytest.fixture(scope="module")
-def programs(request: pytest.FixtureRequest) -> Programs:
+def programs(request: pytest.FixtureRequest) -> Iterator[Programs]:
     cases = []
     for item in request.session.items:
         case = (
@@ -175,9 +233,11 @@ def programs(request: pytest.FixtureRequest) -> Programs:
             else None
         )
         left_out = any(mark.kwargs.get("run") is False for mark in item.iter_markers("xfail"))
-        if isinstance(case, Case) and not left_out:
+        if isinstance(case, Case | Holding) and not left_out:
             cases.append(case)
-    return Programs(cases)
+    programs = Programs(cases)
+    yield programs
+    programs.close()
 
 
 def sound(facts: Facts) -> None:
@@ -494,7 +554,9 @@ def threads_do_the_work(facts: Facts) -> None:
     assert "shared memory" in words
 
 
-@fault("out of memory", ours, apart=True)
+# Alone: the kernel counts what it kills, and counts it for the groups above, too. A worker that dies in
+# another program at that moment would be taken for one more that was killed for want of memory.
+@fault("out of memory", ours, apart=True, alone=True)
 def test_an_item_killed_for_want_of_memory_says_so_and_is_run_again_alone(facts: Facts) -> None:
     assert wrong(facts) == []
     assert {one["index"]: one["attempts"] for one in facts["outcomes"] if one["attempts"] != 1} == {AT: 2}
@@ -607,15 +669,27 @@ def test_ctrl_c_ends_the_batch_and_the_runner_works_on(facts: Facts) -> None:
     assert facts["interrupted"]
 
 
-def _holding(where: Callable[[Engine], bool], ways: tuple[str, ...]) -> Any:
-    cases = []
-    for engine in filter(where, ENGINES):
-        for way in ways:
-            marks = [pytest.mark.slow] if engine.traits.start > SLOW_START else []
-            for repeat in range(REPEATS):
-                label = f"{engine}-{way}" if REPEATS == 1 else f"{engine}-{way}-{repeat}"
-                cases.append(pytest.param(str(engine), way, marks=marks, id=label))
-    return pytest.mark.parametrize(("engine", "way"), cases)
+def holding(
+    where: Callable[[Engine], bool], *ways: str
+) -> Callable[[Callable[[Program], None]], Callable[..., None]]:
+    """A test of how a program ends, whose items hang in one of those ways."""
+
+    def decorate(see: Callable[[Program], None]) -> Any:
+        cases = []
+        for engine in filter(where, ENGINES):
+            for way in ways:
+                marks = [pytest.mark.slow] if engine.traits.start > SLOW_START else []
+                for repeat in range(REPEATS):
+                    label = f"{engine}-{way}" if REPEATS == 1 else f"{engine}-{way}-{repeat}"
+                    cases.append(pytest.param(Holding(engine, way, repeat, see), marks=marks, id=label))
+
+        def test(case: Holding, programs: Programs) -> None:
+            programs.seen(case)
+
+        test.__name__, test.__doc__ = see.__name__, see.__doc__
+        return pytest.mark.parametrize("case", cases)(test)
+
+    return decorate
 
 
 def nothing_remains(program: Program) -> None:
@@ -626,33 +700,27 @@ def nothing_remains(program: Program) -> None:
     assert not left, f"{ORPHAN_SECONDS:g} s after the program's end there is still: {left}"
 
 
-@_holding(processes, ("sleep", "spin", "lock", "resist"))
-def test_no_worker_outlives_a_parent_that_was_killed(engine: str, way: str) -> None:
+@holding(processes, "sleep", "spin", "lock", "resist")
+def test_no_worker_outlives_a_parent_that_was_killed(program: Program) -> None:
     """Whatever it does just then; and neither shared memory nor a temporary file is left."""
-    with started(engine, "--hold", way) as program:
-        said = program.next(60)
-        assert said == {"fault": "holding"}, program.errors()
-        assert len(program.living()) > 1
-        program.look()
-        program.process.kill()
-        program.process.wait(10)
-        nothing_remains(program)
+    assert len(program.living()) > 1
+    program.look()
+    program.process.kill()
+    program.process.wait(10)
+    nothing_remains(program)
 
 
-@_holding(lambda engine: True, ("sleep",))
-def test_a_second_ctrl_c_is_immediate(engine: str, way: str) -> None:
+@holding(lambda engine: True, "sleep")
+def test_a_second_ctrl_c_is_immediate(program: Program) -> None:
     """Where leaving takes long, since a thread cannot be stopped, it cuts that short; nothing is left."""
-    with started(engine, "--hold", way) as program:
-        said = program.next(60)
-        assert said == {"fault": "holding"}, program.errors()
-        program.look()
+    program.look()
+    os.killpg(program.process.pid, signal.SIGINT)
+    time.sleep(0.5)  # it is leaving, or has left
+    if program.process.poll() is None:
         os.killpg(program.process.pid, signal.SIGINT)
-        time.sleep(0.5)  # it is leaving, or has left
-        if program.process.poll() is None:
-            os.killpg(program.process.pid, signal.SIGINT)
-        program.process.wait(10)  # far less than what it would wait for its threads
-        nothing_remains(program)
-        assert "KeyboardInterrupt" in program.errors()
+    program.process.wait(10)  # far less than what it would wait for its threads
+    nothing_remains(program)
+    assert "KeyboardInterrupt" in program.errors()
 
 
 # Others in the same process

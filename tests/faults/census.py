@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import re
 import tempfile
 import threading
 import time
@@ -126,4 +127,7 @@ def shared(folder: Path | int, pids: set[int] | None) -> list[str]:
         names = os.listdir(folder)
     except OSError:
         return []
-    return names if pids is None else [name for name in names if any(str(pid) in name for pid in pids)]
+    if pids is None:
+        return names
+    numbers = {str(pid) for pid in pids}  # whole ones: 123 is not ours for being a part of somebody's 51234
+    return [name for name in names if numbers.intersection(re.findall("[0-9]+", name))]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,9 +30,13 @@ FAULT_SECONDS = 60.0
 
 
 class Program:
-    """A running program in a session, and with a temporary folder, of its own."""
+    """A running program in a session, and with a temporary folder, of its own.
 
-    def __init__(self, engine: str, *arguments: str) -> None:
+    :param over: once it is set, nobody waits for what the program says.
+    """
+
+    def __init__(self, engine: str, *arguments: str, over: threading.Event | None = None) -> None:
+        self._over = over or threading.Event()
         self._room = Path(tempfile.mkdtemp(prefix="video-faults-"))
         temporary, marks = self._room / "tmp", self._room / "marks"
         temporary.mkdir()
@@ -63,8 +68,10 @@ class Program:
 
     def next(self, seconds: float) -> Facts | None:
         """What it says next; None: it has ended, or it says nothing for so long."""
-        with contextlib.suppress(queue.Empty):
-            return self._lines.get(timeout=seconds)
+        deadline = time.monotonic() + seconds
+        while not self._over.is_set() and (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                return self._lines.get(timeout=min(0.5, left))
         return None
 
     def errors(self) -> str:
@@ -113,21 +120,27 @@ class Program:
 
 
 @contextlib.contextmanager
-def started(engine: str, *arguments: str) -> Iterator[Program]:
-    program = Program(engine, *arguments)
+def started(engine: str, *arguments: str, over: threading.Event | None = None) -> Iterator[Program]:
+    program = Program(engine, *arguments, over=over)
     try:
         yield program
     finally:
         program.close()
 
 
-def run(engine: str, faults: Sequence[str], repeats: int = 1) -> dict[str, list[Facts]]:
+def run(
+    engine: str, faults: Sequence[str], repeats: int = 1, over: threading.Event | None = None
+) -> dict[str, list[Facts]]:
     """Facts of each fault, as often as it is repeated. One that hangs, or ends its program, says so in its
-    last facts, and the others run in another program."""
+    last facts, and the others run in another program.
+
+    :param over: once it is set, no more is run.
+    """
+    over = over or threading.Event()
     facts: dict[str, list[Facts]] = {fault: [] for fault in faults}
     left = list(faults)
-    while left:
-        program = Program(engine, *left, "--repeats", str(repeats))
+    while left and not over.is_set():
+        program = Program(engine, *left, "--repeats", str(repeats), over=over)
         one = program.next(START_SECONDS)
         while left and one is not None:
             one = program.next(FAULT_SECONDS)
