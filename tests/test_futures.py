@@ -61,7 +61,7 @@ def cluster() -> Iterator[Any]:
         yield client
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make(request: pytest.FixtureRequest) -> Make:
     """An executor of an engine, by name."""
 
@@ -73,8 +73,16 @@ def make(request: pytest.FixtureRequest) -> Make:
     return start
 
 
-@pytest.fixture(params=engines(*ENGINES))
+@pytest.fixture(scope="module", params=engines(*ENGINES))
 def pool(request: pytest.FixtureRequest, make: Make) -> Iterator[ParallelExecutor]:
+    """One of an engine for all tests that leave it as it was: some take seconds to start."""
+    with make(request.param) as pool:
+        yield pool
+
+
+@pytest.fixture(params=engines(*ENGINES))
+def own_pool(request: pytest.FixtureRequest, make: Make) -> Iterator[ParallelExecutor]:
+    """One to be shut down."""
     with make(request.param) as pool:
         yield pool
 
@@ -112,14 +120,13 @@ def test_a_chunk_below_one_is_refused(pool: ParallelExecutor) -> None:
         pool.map(abs, [1], chunksize=0)
 
 
-@pytest.mark.parametrize("engine", engines("thread", "process", "joblib", "dask", "async"))
-def test_map_waits_no_longer_than_its_timeout(engine: str, make: Make) -> None:
-    with make(engine) as pool:
-        pool.submit(abs, -1).result(20)  # the start of an engine is no part of it
-        results = pool.map(time.sleep, [0, 1.3], timeout=0.7)
-        assert next(results) is None
-        with pytest.raises(TimeoutError):
-            next(results)
+@pytest.mark.parametrize("pool", engines("thread", "process", "joblib", "dask", "async"), indirect=True)
+def test_map_waits_no_longer_than_its_timeout(pool: ParallelExecutor) -> None:
+    pool.submit(abs, -1).result(20)  # the start of an engine is no part of it
+    results = pool.map(time.sleep, [0, 1.3], timeout=0.7)
+    assert next(results) is None
+    with pytest.raises(TimeoutError):
+        next(results)
 
 
 def test_an_error_arrives_with_its_kind_and_words(pool: ParallelExecutor) -> None:
@@ -128,10 +135,9 @@ def test_an_error_arrives_with_its_kind_and_words(pool: ParallelExecutor) -> Non
     assert "invalid literal" in str(error)
 
 
-@pytest.mark.parametrize("engine", engines("process", "joblib", "dask"))
-def test_a_workers_traceback_comes_along(engine: str, make: Make) -> None:
-    with make(engine) as pool:
-        error = pool.submit(tasks.fail_on_3, 3).exception(20)
+@pytest.mark.parametrize("pool", engines("process", "joblib", "dask"), indirect=True)
+def test_a_workers_traceback_comes_along(pool: ParallelExecutor) -> None:
+    error = pool.submit(tasks.fail_on_3, 3).exception(20)
     assert error is not None
     assert isinstance(error.__cause__, RemoteTraceback)
     assert "in fail_on_3" in str(error.__cause__)
@@ -166,9 +172,9 @@ def test_a_call_that_waits_can_be_cancelled_and_one_that_runs_cannot(engine: str
         assert pool.submit(abs, -2).result(20) == 2
 
 
-def test_shutdown_waits_for_what_was_submitted(pool: ParallelExecutor) -> None:
-    futures = [pool.submit(time.sleep, 0.01) for _ in range(20)]
-    pool.shutdown()
+def test_shutdown_waits_for_what_was_submitted(own_pool: ParallelExecutor) -> None:
+    futures = [own_pool.submit(time.sleep, 0.01) for _ in range(20)]
+    own_pool.shutdown()
     assert all(one.done() and one.exception() is None for one in futures)
 
 
@@ -183,17 +189,17 @@ def test_shutdown_can_cancel_what_waits(engine: str, make: Make) -> None:
     assert all(one.cancelled() for one in waiting)
 
 
-def test_shutdown_without_waiting_still_does_the_work(pool: ParallelExecutor) -> None:
-    future = pool.submit(tasks.double, 4)
-    pool.shutdown(wait=False)
+def test_shutdown_without_waiting_still_does_the_work(own_pool: ParallelExecutor) -> None:
+    future = own_pool.submit(tasks.double, 4)
+    own_pool.shutdown(wait=False)
     assert future.result(20) == 8
 
 
-def test_nothing_can_be_submitted_after_shutdown(pool: ParallelExecutor) -> None:
-    pool.shutdown()
-    pool.shutdown()  # again is no error
+def test_nothing_can_be_submitted_after_shutdown(own_pool: ParallelExecutor) -> None:
+    own_pool.shutdown()
+    own_pool.shutdown()  # again is no error
     with pytest.raises(RuntimeError, match="after shutdown"):
-        pool.submit(abs, 1)
+        own_pool.submit(abs, 1)
 
 
 def test_several_threads_may_submit(pool: ParallelExecutor) -> None:
@@ -246,12 +252,9 @@ def test_a_time_limit_holds_for_each_call(engine: str, make: Make) -> None:
     assert [n for n, error in enumerate(errors) if isinstance(error, ItemTimeout)] == [3]
 
 
-@pytest.mark.parametrize("engine", engines("serial", "thread", "process", "joblib", "dask"))
-def test_a_coroutine_function_is_refused_elsewhere(engine: str, make: Make) -> None:
-    with (
-        make(engine) as pool,
-        pytest.raises(ConfigError, match='backend="async"'),
-    ):
+@pytest.mark.parametrize("pool", engines("serial", "thread", "process", "joblib", "dask"), indirect=True)
+def test_a_coroutine_function_is_refused_elsewhere(pool: ParallelExecutor) -> None:
+    with pytest.raises(ConfigError, match='backend="async"'):
         pool.submit(tasks.double_later, 1)
 
 
