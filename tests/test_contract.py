@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 
@@ -51,32 +51,116 @@ def test_an_engine_keeps_the_contract(check: Callable[[], None]) -> None:
     check()
 
 
-@pytest.mark.slow
-def test_spawned_processes_keep_the_contract() -> None:
-    check_backend("process", start_method="spawn", strict=True)
+# The whole suite at once
+
+
+class Done(NamedTuple):
+    code: int
+    states: dict[str, str]
+    """Of each check, where the command was asked."""
+    errors: str
+
+
+SPAWNED = """
+from video.testing import check_backend
+check_backend("process", start_method="spawn", strict=True)
+"""
+WHOLE = {
+    "spawned": ["-c", SPAWNED],
+    "plugin": ["-m", "video", "check-backend", "pool"],
+    "without initializer": ["-m", "video", "check-backend", "tests.test_contract:ThreadsBackend"],
+    "honest": ["-m", "video", "check-backend", "tests.test_contract:Honest"],
+}
+"""Programs that ask one engine for everything."""
+
+
+def asks(name: str) -> Any:
+    """Gives the test what came of a program of `WHOLE`."""
+
+    def decorate(test: Any) -> Any:
+        # The time limit is for all the programs, and against hanging.
+        for mark in (pytest.mark.parametrize("whole", [name], indirect=True), pytest.mark.timeout(300)):
+            test = mark(test)
+        return pytest.mark.slow(test)
+
+    return decorate
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where an engine is that a distribution of its own brings along by an entry point, as "pool"."""
+    folder = tmp_path_factory.mktemp("plugin")
+    info = folder / "plugin_pool-1.0.dist-info"
+    info.mkdir()
+    (folder / "plugin_pool.py").write_text(Path(pool_engine.__file__).read_text())
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin_pool\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[video.backends]\npool = plugin_pool:PoolBackend\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wholes(request: pytest.FixtureRequest, plugin: Path) -> dict[str, Done]:
+    """What came of the programs that the selected tests ask for. They run side by side, since they wait for
+    time limits mostly, and all have ended before a check in this process counts what belongs to it."""
+    names = {
+        item.callspec.params["whole"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and "whole" in item.callspec.params
+    }
+    path = os.pathsep.join([str(plugin), str(ROOT), *sys.path])
+
+    def run(name: str) -> Done:
+        done = subprocess.run(
+            [sys.executable, *WHOLE[name]],
+            capture_output=True, text=True, timeout=250, cwd=ROOT, env=os.environ | {"PYTHONPATH": path},
+        )  # fmt: skip
+        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        return Done(done.returncode, {line["name"]: line["state"] for line in lines}, done.stderr)
+
+    with ThreadPoolExecutor(len(WHOLE)) as threads:
+        return dict(zip(names, threads.map(run, names), strict=True))
 
 
 @pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The name of an engine that a distribution of its own brings along by an entry point."""
-    info = tmp_path / "plugin_pool-1.0.dist-info"
-    info.mkdir()
-    (tmp_path / "plugin_pool.py").write_text(Path(pool_engine.__file__).read_text())
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin_pool\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[video.backends]\npool = plugin_pool:PoolBackend\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(backends, "_found", None)  # what was installed before
-    yield "pool"
-    sys.modules.pop("plugin_pool", None)
+def whole(request: pytest.FixtureRequest, wholes: dict[str, Done]) -> Done:
+    return wholes[request.param]
 
 
-@pytest.mark.slow
-def test_an_engine_of_another_distribution_keeps_the_contract(plugin: str) -> None:
-    found = check_backend(plugin)
-    assert [one for one in found if one.state is State.BROKEN] == []
-    asked = {one.name for one in found if one.state is State.HELD}
-    assert {"a_crash_in_native_code_costs_its_item", "workers_end_with_their_program"} <= asked
-    assert "closing_kills_what_runs" not in asked
+def named(done: Done, state: State) -> set[str]:
+    return {name for name, one in done.states.items() if one == state}
+
+
+@asks("spawned")
+def test_spawned_processes_keep_the_contract(whole: Done) -> None:
+    assert whole.code == 0, whole.errors
+
+
+@asks("plugin")
+def test_an_engine_of_another_distribution_keeps_the_contract(whole: Done) -> None:
+    assert named(whole, State.BROKEN) == set()
+    held = named(whole, State.HELD)
+    assert {"a_crash_in_native_code_costs_its_item", "workers_end_with_their_program"} <= held
+    assert "closing_kills_what_runs" not in held
+    assert whole.code == 0, whole.errors
+
+
+@asks("honest")
+def test_an_honest_engine_of_threads_passes(whole: Done) -> None:
+    """So what is found below is found because of the one thing that is wrong."""
+    assert named(whole, State.BROKEN) == set()
+    assert "each_worker_is_initialized_once" in named(whole, State.HELD)
+    assert whole.code == 0, whole.errors
+
+
+@asks("without initializer")
+def test_the_command_gives_a_line_for_each_check_and_an_exit_code(whole: Done) -> None:
+    assert list(whole.states) == [marked.name for marked in MARKED]
+    # It knows of no initializer; all else it keeps.
+    assert named(whole, State.BROKEN) == {
+        "each_worker_is_initialized_once",
+        "no_item_runs_where_the_initializer_failed",
+    }
+    assert whole.code == 1, whole.errors
 
 
 # Engines that break it
@@ -106,6 +190,16 @@ class Threads(ThreadPoolExecutor):
 
     def submit(self, fn: Any, /, *args: Any) -> Future[Any]:
         return super().submit(self.answer, fn, args)
+
+
+class Honest(ThreadsBackend):
+    """Breaks nothing."""
+
+    def __init__(self, config: ParallelConfig) -> None:
+        self.config = config
+
+    def open(self, workers: int) -> Any:
+        return Threads(workers, initializer=self.config.initializer)
 
 
 unanswered: list[Future[Any]] = []
@@ -544,21 +638,6 @@ def test_each_check_is_seen_to_find_something() -> None:
     assert {name for _, name, _ in BROKEN + WRONG_RUNNERS} == {marked.name for marked in MARKED}
 
 
-@pytest.mark.slow
-def test_an_honest_engine_of_threads_passes() -> None:
-    """So what is found above is found because of the one thing that is wrong."""
-
-    class Honest(ThreadsBackend):
-        def open(self, workers: int) -> Any:
-            return Threads(workers, initializer=self.config.initializer)
-
-        def __init__(self, config: ParallelConfig) -> None:
-            self.config = config
-
-    register_backend("honest", Honest)
-    check_backend("honest", strict=True)
-
-
 # The suite itself
 
 
@@ -628,17 +707,6 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "video", "check-backend", *words],
         capture_output=True, text=True, timeout=100, cwd=ROOT,
     )  # fmt: skip
-
-
-@pytest.mark.slow
-def test_the_command_gives_a_line_for_each_check_and_an_exit_code() -> None:
-    done = command("tests.test_contract:ThreadsBackend")
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["name"] for line in lines] == [marked.name for marked in MARKED]
-    # It knows of no initializer; all else it keeps.
-    broken = {line["name"] for line in lines if line["state"] == "broken"}
-    assert broken == {"each_worker_is_initialized_once", "no_item_runs_where_the_initializer_failed"}
-    assert done.returncode == 1
 
 
 def test_the_command_refuses_an_unknown_engine() -> None:
