@@ -111,7 +111,7 @@ class MemoryPolicy:
         self._gone = 0
         """Items that have ended since then."""
         self._seen = False
-        """Items have been looked at while they ran."""
+        """Items have been looked at while they ran, or have ended before that could be."""
         self._waiting: dict[Job, int] = {}
         """Those that were put off, first come first, each with its number."""
         self._numbers = 0
@@ -269,6 +269,7 @@ class MemoryPolicy:
         self._looks += 1
         self._need *= 0.5 ** (past / FADE_SECONDS + ended / FADE_ITEMS)
         used, flying = self._used, self._running(now)
+        self._seen = self._seen or ended > 0
         if not flying or math.isnan(self._base):
             self._base = used
         else:
