@@ -22,7 +22,6 @@ import pytest
 from conftest import Side, Table, Versus, reported, wall_seconds
 
 from video.config import ParallelConfig
-from video.policies.base import Policy
 from video.policies.cache import MemoryCache, SqliteCache
 from video.runner import Runner
 
@@ -99,10 +98,8 @@ def test_idle_policies(versus: Versus, which: str, backend: str) -> None:
 
 def test_a_limiter(versus: Versus) -> None:
     def limited() -> float:
-        from video.policies.rate import DistributedRateLimiter, RatePolicy
-
-        policies: list[Policy] = [RatePolicy(DistributedRateLimiter(60 * PER_SECOND, headroom=1.0))]
-        with Runner(ParallelConfig(backend="thread", max_workers=2), policies=policies) as runner:
+        config = ParallelConfig(backend="thread", max_workers=2, rate_limit_rpm=60 * PER_SECOND)
+        with Runner(config) as runner:
             return wall_seconds(lambda: runner.map(nothing, range(PER_SECOND)))
 
     versus(

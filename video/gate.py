@@ -225,10 +225,11 @@ class Gate:
     def due(self, now: float, most: int) -> list[tuple[int, Any, bool]]:
         """Some that are to be looked at again, and wait here no more: (index, item, whether to run alone)."""
         found: list[tuple[int, Any, bool]] = []
-        while len(found) < most and self.next_at <= now:
-            _, index = heapq.heappop(self._later)
-            _, item, alone = self._waits.pop(index)
-            found.append((index, item, alone))
+        while len(found) < most and self._later and self._later[0][0] <= now:
+            one = heapq.heappop(self._later)
+            if self._holds(one):
+                _, item, alone = self._waits.pop(one[1])
+                found.append((one[1], item, alone))
         return found
 
     def _wait(self, job: Job, at: float, alone: bool) -> None:
