@@ -18,8 +18,9 @@ from pydantic import (
     model_validator,
 )
 
-Mode = Literal["exact", "copy"]
-"""`exact` re-encodes and is right to the frame; `copy` starts at the key frame before the asked start."""
+Mode = Literal["exact", "copy", "smart"]
+"""`exact` re-encodes and is right to the frame; `smart` is, too, but copies what it can and encodes only the
+edges; `copy` starts at the key frame before the asked start."""
 Format = Literal["mp4", "mkv", "mov"]
 """Container of the clips that are written."""
 

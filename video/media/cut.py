@@ -1,4 +1,5 @@
-"""Cutting one clip out of a video: exact to the frame by encoding anew, or fast by copying from a key frame.
+"""Cutting one clip out of a video: exact to the frame, by encoding all of it or its edges only, or from a key
+frame on, by copying.
 
 Seconds count as a player's clock does: 0 is where the first video or audio stream of the file starts, even
 if its timestamps begin elsewhere or below zero. A clip starts at 0 itself.
@@ -16,9 +17,11 @@ from typing import get_args
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
+from video import scope
 from video.errors import ConfigError, OutputError, UnsupportedMedia
-from video.media import base, reencode, remux
+from video.media import base, reencode, remux, splice
 from video.media.encode import CONTAINERS, Written, muxer
+from video.media.nal import Unspliceable
 from video.models import Mode
 
 _ROUNDING_SECONDS = Fraction(3, 1000)
@@ -40,6 +43,9 @@ class Cut:
     frames: int
     bytes: int
     mode: Mode
+    """How it was written: of a smart cut, what that came to."""
+    reason: str = ""
+    """Why so, in words, where a smart cut was asked for."""
 
 
 def cut(
@@ -54,6 +60,12 @@ def cut(
     `exact` encodes anew (H.264 and AAC): it holds the frames that begin at or after `start` and before
     `end`, no other, each as long as in the source, upright, with square pixels and even sizes. It starts
     with the first such frame, and sound is cut at the same instants, to the sample.
+
+    `smart` holds the same frames at the same times, but copies those that it can, to the bit, and encodes
+    the others in the source's own codec (H.264 or HEVC); rotation and pixel shape stay notes to the player.
+    It takes a fraction of the time where clips are longer than the source's key frames are apart. It looks at
+    what it wrote, and does as `exact` where that is cheaper, where the source cannot be spliced, or where the
+    result is not right; `mode` and `reason` of the result say so.
 
     `copy` copies what is stored, many times faster: it starts at the last key frame at or before `start`,
     and ends up to a few frames after `end` where stored
@@ -75,20 +87,24 @@ def cut(
     """
     source, output = os.fspath(source), Path(output)
     _check_arguments(source, output, start, end, mode)
-    write = reencode.write if mode == "exact" else remux.write
     with _open_source(source, mode) as container, base.writing(output) as part:
-        video = base.video_stream(container)
-        audio = _audio_stream(container)
         zero = base.origin(container)
-        with muxer(part, source) as out:
-            written = write(container, out, video, audio, zero + Fraction(start), zero + Fraction(end))
+        span = (zero + Fraction(start), zero + Fraction(end))
+        reason, done = "", mode
+        if mode == "smart":
+            smart = _splice(container, part, source, *span)
+            done, reason = smart.mode, smart.reason
+            written = smart.written or _encode_all(part, source, *span)
+        else:
+            written = _write(container, part, source, mode, *span)
         if written.first < zero:
             raise UnsupportedMedia(
                 "hides its beginning by an edit list, which a copy would show",
                 subject=source,
                 cure="Use mode exact, or start later.",
             )
-        _check_result(part, output, written, has_audio=audio is not None)
+        has_audio = _audio_stream(container) is not None
+        _check_result(part, output, written, has_audio=has_audio)
         size = part.stat().st_size
     return Cut(
         path=output,
@@ -98,13 +114,56 @@ def cut(
         height=written.size[1],
         frames=written.frames,
         bytes=size,
-        mode=mode,
+        mode=done,
+        reason=reason,
     )
+
+
+def _write(
+    container: InputContainer, part: Path, source: str, mode: Mode, start: Fraction, end: Fraction
+) -> Written:
+    write = remux.write if mode == "copy" else reencode.write
+    video, audio = base.video_stream(container), _audio_stream(container)
+    with muxer(part, source) as out:
+        return write(container, out, video, audio, start, end)
+
+
+@dataclass(frozen=True, slots=True)
+class _Spliced:
+    """What became of a smart cut."""
+
+    written: Written | None
+    """None: it is to be encoded anew."""
+    mode: Mode
+    reason: str
+
+
+def _splice(container: InputContainer, part: Path, source: str, start: Fraction, end: Fraction) -> _Spliced:
+    """Write a clip as planned, if the plan is to copy something and the result passes its check."""
+    video, audio = base.video_stream(container), _audio_stream(container)
+    try:
+        job = splice.prepare(container, video, start, end)
+        plan = job.plan
+        if plan.mode == "exact":
+            return _Spliced(None, "exact", plan.reason)
+        with muxer(part, source) as out:
+            written = splice.write(container, out, video, audio, job, start, end)
+        splice.check(part, job)
+    except Unspliceable as error:
+        scope.remove(str(part))
+        return _Spliced(None, "exact", str(error))
+    return _Spliced(written, plan.mode, plan.reason)
+
+
+def _encode_all(part: Path, source: str, start: Fraction, end: Fraction) -> Written:
+    """Encode a clip anew, from a source that nothing has been read from."""
+    with base.open_input(source) as container:
+        return _write(container, part, source, "exact", start, end)
 
 
 def _check_arguments(source: str, output: Path, start: float, end: float, mode: str) -> None:
     if mode not in get_args(Mode):
-        raise ConfigError(f"unknown mode {mode!r}", subject="mode", cure="Use one of: exact, copy.")
+        raise ConfigError(f"unknown mode {mode!r}", subject="mode", cure="Use one of: exact, copy, smart.")
     for name, value in (("start", start), ("end", end)):
         if not math.isfinite(value):
             raise ConfigError(f"must be a finite number of seconds, not {value}", subject=name)

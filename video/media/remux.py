@@ -67,7 +67,7 @@ def write(
                 continue
             if packet.pts >= needed:
                 break
-            size = _shown_size(name, video, packet)
+            size = shown_size(name, video, packet)
             for track in tracks:
                 track.begin(packet.pts * tick)
         elif packet.pts < pictures.zero:
@@ -178,7 +178,7 @@ def _add_tracks(
     return tracks
 
 
-def _shown_size(name: str, video: VideoStream, key: Packet[Any]) -> tuple[int, int]:
+def shown_size(name: str, video: VideoStream, key: Packet[Any]) -> tuple[int, int]:
     """(width, height) as shown. FFmpeg tells the rotation with decoded frames only, so one may be decoded."""
     context = video.codec_context
     turned = 0
