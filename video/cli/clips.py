@@ -132,10 +132,11 @@ class Asked(BaseModel):
 )
 @click.option(
     "--mode",
-    type=click.Choice(["exact", "copy"]),
+    type=click.Choice(["exact", "copy", "smart"]),
     default="exact",
     show_default=True,
-    help="exact: re-encoded, right to the frame; copy: as it is, from the key frame before.",
+    help="exact: re-encoded, right to the frame; copy: as it is, from the key frame before; smart: right to "
+    "the frame, re-encoded at its ends only where that can be.",
 )
 @click.option(
     "--format",

@@ -26,11 +26,20 @@ Luma = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 """(height, width): brightness, in as many bits as the source has."""
 
 # Finer than clips that are encoded anew, since a difference would show beside copied pictures; and in less
-# time, since a few pictures may take more bytes. Without B-frames they are stored in the order shown.
+# time, since a few pictures may take more bytes.
 _X264 = {"preset": "superfast", "crf": "18"}
-_X264_PARAMS = "bframes=0:annexb=1:repeat-headers=1"
+_X264_PARAMS = "annexb=1:repeat-headers=1"
 _X265 = {"preset": "superfast", "crf": "18"}
-_X265_PARAMS = "bframes=0:annexb=1:repeat-headers=1:open-gop=0:info=0:log-level=none"
+_X265_PARAMS = "annexb=1:repeat-headers=1:open-gop=0:info=0:log-level=none"
+
+# All pictures are asked for as P ones, stored in the order shown; but the header says that as many may wait
+# for others as in the source. Else players would change the delay of their output in midstream, and FFmpeg would
+# guess falling decoding times for Matroska, which stores none.
+_REORDERING = {
+    0: "bframes=0",
+    1: "bframes=1:b-adapt=0:b-pyramid=0",
+    2: "bframes=3:b-adapt=0:b-pyramid={pyramid}",
+}
 
 # Only what x264 must be held to: it takes the lowest profile that does by itself.
 _PROFILES = {"Baseline": "baseline", "Constrained Baseline": "baseline", "Main": "main", "High": "high"}
@@ -100,7 +109,7 @@ class EdgeEncoder:
         if kind != self._kind:
             raise Unspliceable("its pictures change their size or format midway")
         frame.pts, frame.time_base = pts, self._tick
-        frame.pict_type = PictureType.I if begins else PictureType.NONE
+        frame.pict_type = PictureType.I if begins else PictureType.P
         self._take(self._context.encode(frame))
 
     def finish(self) -> None:
@@ -138,8 +147,10 @@ class EdgeEncoder:
         return context
 
     def _options(self, width: int, source: VideoCodecContext) -> dict[str, str]:
+        reordering = _REORDERING[min(2, source.reorder_depth)]
         if self._codec == "h264":
-            params = f"{_X264_PARAMS}:sps-id={self._numbers[0]}"
+            reordering = reordering.format(pyramid="normal")
+            params = f"{_X264_PARAMS}:{reordering}:sps-id={self._numbers[0]}"
             if avx512_is_unsafe(width):
                 params += ":asm=AVX2"
             options = {**_X264, "x264-params": params, "forced-idr": "1"}
@@ -151,7 +162,8 @@ class EdgeEncoder:
         # The level is left to x265, which refuses more pictures than one allows; hvcC holds the highest.
         threads = scope.native_threads()
         pools = "pools=none:frame-threads=1" if threads == 1 else f"pools={threads}"
-        return {**_X265, "x265-params": f"{_X265_PARAMS}:{pools}", "forced-idr": "1"}
+        params = f"{_X265_PARAMS}:{reordering.format(pyramid=1)}:{pools}"
+        return {**_X265, "x265-params": params, "forced-idr": "1"}
 
     def _take(self, packets: list[Packet[Any]]) -> None:
         for packet in packets:

@@ -2,8 +2,8 @@
 
 A pure function of the packet index: nothing is read, decoded or written here. A clip is up to three spans:
 its head, up to the first key frame, is encoded; what follows is copied, as far as the stored order allows;
-the few pictures left at the end, which need others from beyond it, are encoded. Where that is not cheaper than
-to encode all of it, the plan says so.
+the few pictures left at the end, which need others from beyond it, are encoded. Where that is not cheaper
+than to encode all of it, the plan says so.
 """
 
 from __future__ import annotations

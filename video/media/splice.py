@@ -63,8 +63,8 @@ def prepare(container: InputContainer, video: VideoStream, start: Fraction, end:
     tick = base.fraction(video.time_base)
     first, stop = ticks(start, tick), ticks(end, tick)
     context = video.codec_context
-    sets, length = nal.header_of(context.name, context.extradata)
     stored = index.read(container, video, first, stop)
+    sets, length = nal.header_of(context.name, context.extradata)
     deep = context.format is not None and context.format.components[0].bits > 8
     costs = smart.usual_costs(context.name, context.width, context.height, deep=deep)
     plan = smart.plan(stored, first, stop, costs, tick=tick, zero=round(base.origin(container) / tick))
