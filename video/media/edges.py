@@ -33,8 +33,8 @@ _X265 = {"preset": "superfast", "crf": "18"}
 _X265_PARAMS = "annexb=1:repeat-headers=1:open-gop=0:info=0:log-level=none"
 
 # All pictures are asked for as P ones, stored in the order shown; but the header says that as many may wait
-# for others as in the source. Else players would change the delay of their output in midstream, and FFmpeg would
-# guess falling decoding times for Matroska, which stores none.
+# for others as in the source. Else players would change the delay of their output in midstream, and FFmpeg
+# would guess falling decoding times for Matroska, which stores none.
 _REORDERING = {
     0: "bframes=0",
     1: "bframes=1:b-adapt=0:b-pyramid=0",
