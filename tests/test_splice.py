@@ -109,10 +109,9 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("span", SPANS.values(), ids=SPANS)
 def test_a_smart_cut_is_right_to_the_frame(
-    source: Path, tmp_path: Path, span: tuple[float, float, int, int], monkeypatch: pytest.MonkeyPatch
+    source: Path, tmp_path: Path, span: tuple[float, float, int, int]
 ) -> None:
     start, end, first, last = span
-    always_splice(monkeypatch)
     planned = "copy" if copied_whole(source, start, end) else "smart"
     found = smart(source, tmp_path / f"o{source.suffix}", start, end, planned)
     assert found.numbers == list(range(first, last + 1))
@@ -122,6 +121,7 @@ def test_a_smart_cut_is_right_to_the_frame(
     assert len(samples) / AUDIO_RATE == pytest.approx(len(found.numbers) / 25, abs=0.022)
 
 
+@pytest.fixture(autouse=True)
 def always_splice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Splice small clips too, which are cheaper to encode."""
     usual = splice.smart.usual_costs
@@ -205,10 +205,7 @@ VFR_TIMES = [Fraction(at, 50) for at in itertools.accumulate([1, 1, 3, 1, 2, 5, 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
 @pytest.mark.parametrize("codec", ["h264", "hevc"])
-def test_a_variable_frame_rate_keeps_its_distances(
-    tmp_path: Path, name: str, codec: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    always_splice(monkeypatch)
+def test_a_variable_frame_rate_keeps_its_distances(tmp_path: Path, name: str, codec: str) -> None:
     write = write_h264 if codec == "h264" else write_hevc
     source = write(tmp_path / name, frames=len(VFR_TIMES), times=VFR_TIMES)
     found = smart(source, tmp_path / f"o{name[1:]}", 0.2, 2.4)
