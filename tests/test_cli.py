@@ -302,6 +302,10 @@ def test_sheet_writes_one_picture_of_each_video(films: Path, tmp_path: Path) -> 
     assert done.returncode == 1
     assert "bad.MP4" in done.stderr
     assert done.stdout.split() == ["sheets/coast-sheet.jpg"]
+    shutil.copy(films / "coast.mp4", films / "deep" / "coast.mp4")
+    shutil.copy(films / "coast.mp4", films / "deep" / "coast-2.mp4")
+    again = run("sheet", films, "--out", "more", "--count", "1", cwd=tmp_path)
+    assert len(again.stdout.split()) == len(list((tmp_path / "more").iterdir())) == 3
     with Image.open(tmp_path / "sheets" / "coast-sheet.jpg") as sheet:
         assert sheet.width > 4 * 300
 

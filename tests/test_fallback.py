@@ -240,6 +240,23 @@ def test_an_engine_that_promises_to_kill_and_cannot_is_refused(monkeypatch: pyte
         runner.map(tasks.double, range(3))
 
 
+def test_who_is_told_of_a_replacement_may_close_the_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, "process")
+    closed: list[Event] = []
+
+    def close(event: Event) -> None:
+        if event.kind is Kind.ENGINE_REPLACED:
+            runner.close()
+            closed.append(event)
+
+    runner = Runner(ParallelConfig(backend="process", max_workers=2), observers=[close])
+    with pytest.warns(EngineReplacedWarning):
+        found = runner.map(tasks.double, range(3))
+    assert len(found) == 3
+    assert len(closed) == 1
+    runner.close()
+
+
 def test_where_even_the_last_engine_breaks_down_every_item_has_an_outcome(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -213,6 +213,23 @@ def test_an_item_that_failed_runs_again_on_every_engine(backend: str, tmp_path: 
     assert [one.attempts for one in outcomes] == [2 if x % 3 == 0 else 1 for x in range(20)]
 
 
+def test_who_put_an_item_off_hears_that_another_has_answered_it() -> None:
+    """Else it would keep a place in its queue for an item that never comes."""
+
+    class PutsOff(Open):
+        def admit(self, job: Job, now: float) -> Verdict:
+            self.said.append(("admit", job.index))
+            return 1.0
+
+    first, second, third = Answers(), PutsOff(), Open()
+    gate = Gate([first, second, third])
+    assert gate.admit(0, "item", 0, 0.0) == 1.0
+    first.indexes = (0,)
+    assert isinstance(gate.admit(0, "item", 0, 1.0), Outcome)
+    assert second.said == [("admit", 0), ("withdraw", 0)]
+    assert third.said == []
+
+
 def test_coroutines_pass_the_gate_too() -> None:
     import asyncio
 

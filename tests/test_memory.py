@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -254,6 +255,41 @@ def test_where_nothing_can_be_seen_what_was_seen_last_counts(caplog: pytest.LogC
     assert [record.message for record in caplog.records] == [
         "what memory is held cannot be seen (no descriptor)"
     ]
+
+
+def test_those_that_wait_in_a_batch_that_nobody_reads_hold_up_no_other() -> None:
+    machine = Machine()
+    policy = guard(machine, limit=GB)
+    first = Job(0, None, batch=1)
+    policy.admit(first, 0.0)
+    machine.held = Held(0.0, 0.7 * GB)
+    for index in range(1, 5):
+        assert policy.admit(Job(index, None, batch=1), 0.5) == LOOK_SECONDS
+    policy.settle(first, done(first), 0.6)
+    machine.held = Held(0.0, 0.0)
+    other = Job(0, None, batch=2)
+    assert policy.admit(other, 1.0) == LOOK_SECONDS
+    assert policy.admit(other, 3.0) is None
+
+
+def test_garbage_collection_that_ends_a_batch_meanwhile_does_not_stop_it() -> None:
+    """A stream that was left in a circle gives back what it took wherever the collector happens to run."""
+    machine = Machine()
+    policy = guard(machine, limit=GB)
+    job = Job(0, None)
+    policy.admit(job, 0.0)
+
+    def look(now: float) -> Held:
+        policy.withdraw(job, now)
+        policy.passed(1, now)
+        return machine(now)
+
+    policy._look = look
+    done_by: list[float] = []
+    thread = threading.Thread(target=lambda: done_by.append(policy.watch(1.0, 0)[0]), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert done_by
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")

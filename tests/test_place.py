@@ -182,6 +182,54 @@ def test_what_grows_while_it_is_copied_is_not_taken_for_whole(
     assert stray(source.parent) == []
 
 
+@pytest.mark.parametrize("shut", [["rename", "reflink"], ["rename", "reflink", "copy_file_range"]])
+def test_a_source_that_changes_while_it_is_moved_is_kept(
+    shut: list[str], source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed(monkeypatch, *shut)
+    whole = rooms._to_disk
+
+    def write_more(path: Path) -> None:
+        whole(path)
+        with source.open("r+b") as file:
+            file.write(b"other")
+
+    monkeypatch.setattr(rooms, "_to_disk", write_more)
+    with pytest.raises(SourceError, match="changed while it was copied"):
+        place(source, source.parent / "b.mp4", "move")
+    assert source.read_bytes()[:5] == b"other"
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root mounts, on Linux")
+@pytest.mark.parametrize("twin", [False, True])
+def test_a_folder_that_is_mounted_twice_loses_nothing(twin: bool, source: Path) -> None:
+    folder, again = source.parent / "folder", source.parent / "again"
+    folder.mkdir()
+    again.mkdir()
+    place(source, folder / "a.mp4", "copy")
+    if twin:
+        os.link(folder / "a.mp4", folder / "twin.mp4")
+    try:
+        subprocess.run(["mount", "--bind", folder, again], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("nothing can be mounted here")
+    try:
+        place(folder / "a.mp4", again / "a.mp4", "move")
+        assert (folder / "a.mp4").read_bytes() == DATA
+    finally:
+        subprocess.run(["umount", again], check=True)
+
+
+@pytest.mark.parametrize("how", ["copy", "move"])
+def test_a_link_to_the_source_becomes_a_file_of_its_own(how: Any, source: Path) -> None:
+    link = source.parent / "link.mp4"
+    link.symlink_to(source)
+    place(source, link, how)
+    assert not link.is_symlink()
+    assert link.read_bytes() == DATA
+    assert source.exists() == (how == "copy")
+
+
 def test_a_copy_that_is_given_up_leaves_nothing(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not hasattr(os, "copy_file_range"):
         pytest.skip("only Linux has it")

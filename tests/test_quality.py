@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import subprocess
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -183,6 +184,25 @@ def test_silence_and_no_sound_have_no_loudness(tmp_path: Path) -> None:
     for path in (silent, write_video(tmp_path / "none.mp4")):
         found = measure_quality(path)
         assert (found.loudness, found.true_peak) == (None, None)
+
+
+def test_pictures_that_an_edit_list_hides_are_decoded_for_those_that_need_them(tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "whole.mp4", frames=60, gop=50)
+    part = tmp_path / "part.mp4"
+    with av.open(str(whole)) as source, av.open(str(part), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        shift = round(Fraction(1, 2) / source.streams.video[0].time_base)
+        for packet in source.demux(video=0):
+            if packet.dts is not None:  # a player starts half a second in
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                out.mux(packet)
+    with av.open(str(part)) as container:
+        shown = sum(1 for _ in container.decode(video=0))
+    assert 0 < shown < 60
+    found = measure_quality(part, whole, offset=60 / 25 - shown / 25)
+    assert found.frames == shown
+    assert found.likeness is not None
+    assert found.likeness.psnr == math.inf
 
 
 def test_a_truncated_file_is_measured_as_far_as_it_goes(samples: list[Path], tmp_path: Path) -> None:

@@ -385,9 +385,10 @@ class Batch(Generic[R]):
         except Exception as error:  # noqa: BLE001  # an executor may break down in any way
             future = Future()
             future.set_exception(error)
+        else:
+            if self._observers and len(lease.items) == 1 and hasattr(executor, "watch"):
+                executor.watch(future, functools.partial(self._report, lease.indexes[0]))
         self._held[number] = future, engine
-        if self._observers and len(lease.items) == 1 and hasattr(executor, "watch"):
-            executor.watch(future, functools.partial(self._report, lease.indexes[0]))
         future.add_done_callback(lambda done: self._done.put((number, done)))
 
     def _run_mine(self, future: Future[Any], call: tuple[Any, ...]) -> None:

@@ -54,6 +54,8 @@ class Gate:
         """Of items that were looked at one by one, and have no outcome yet."""
         self._foreseen: dict[int, Outcome[Any] | None] = {}
         """What a policy that looks at whole chunks has said of an item already."""
+        self._put_off: dict[int, set[int]] = {}
+        """Places of the policies that have put an item off, and may keep a place in a queue for it."""
         self._waits: dict[int, tuple[float, Any, bool]] = {}
         """Of items that wait, by index: when to look again, the item, and whether it is to run alone."""
         self._later: list[tuple[float, int]] = []
@@ -102,6 +104,7 @@ class Gate:
             except Exception as error:  # noqa: BLE001  # the caller's key or cost: it costs this item alone
                 return Outcome(index, None, error, attempts)
         job.attempts = attempts
+        put_off = self._put_off.get(index, set())
         for place, policy in enumerate(self._policies):
             try:
                 if place == 0 and index in self._foreseen:
@@ -110,10 +113,14 @@ class Gate:
                     verdict = policy.admit(job, now)
             except Exception as error:  # noqa: BLE001  # a key function, a store: it costs this item alone
                 verdict = Outcome(index, None, _failed(policy, error), attempts, origin=policy.name)
+            put_off.discard(place)
             if verdict is None:
                 continue
             if isinstance(verdict, Outcome):
+                # Those after it may still count on its coming.
+                self._withdraw(job, now, [self._policies[one] for one in sorted(put_off)])
                 return self._settled(job, verdict, now, self._policies[:place], alone)
+            self._put_off[index] = put_off | {place}
             self._withdraw(job, now, self._policies[:place])
             self._wait(job, now + verdict, alone)
             return verdict
@@ -177,6 +184,7 @@ class Gate:
             self._withdraw(job, now, self._policies)
         self._jobs.clear()
         self._waits.clear()
+        self._put_off.clear()
         self._later.clear()
         for policy in self._keepers:
             try:
@@ -190,6 +198,7 @@ class Gate:
         """An item is not wanted any more; False: it does not wait here."""
         if self._waits.pop(index, None) is None:
             return False
+        self._put_off.pop(index, None)
         self._withdraw(self._jobs[index], now, self._policies)
         others = self._others(self._jobs.pop(index))
         self._wake(others, now)
@@ -275,6 +284,7 @@ class Gate:
                 self._wait(job, now + verdict, alone)
                 return verdict
         del self._jobs[job.index]
+        self._put_off.pop(job.index, None)
         if self._wakers:
             self._wake(self._others(job), now)
         return outcome

@@ -451,26 +451,34 @@ class Runner:
         :param closings: for a batch that began after so many closings of this runner.
         :param own: for this batch alone.
         """
+        told: list[Event] = []
+        try:
+            return self._first_that_starts(choice, closings, own, told)
+        finally:  # not under the lock: who is told may close the runner
+            for event in told:
+                emit(self._observers, event)
+            if told:
+                self._warn("; ".join(event.message for event in told), raises=closings is None)
+
+    def _first_that_starts(
+        self, asked: plan.Choice, closings: int | None, own: bool, told: list[Event]
+    ) -> tuple[plan.Choice, Executor, Traits]:
         with self._opening:
             if closings is not None and closings != self._closings:
                 raise ItemCancelled("its runner was closed while the batch ran")
             if self._pid != os.getpid():  # after a fork: the workers are the parent's
                 self._pid = os.getpid()
                 self._open.clear()
-            messages: list[str] = []
-            asked = choice
             while True:
                 choice = self._replacement(asked)
                 try:
-                    engine = self._executor(choice, own)
-                    if messages:
-                        self._warn("; ".join(messages), raises=closings is None)
-                    return choice, *engine
+                    return choice, *self._executor(choice, own)
                 except BackendUnavailable as error:
                     simpler = plan.simpler(choice.backend, timed=self.config.timeout is not None)
                     if self.config.strict or simpler is None:
+                        told.clear()  # the error says all
                         raise
-                    messages.append(self._replace(choice.backend, simpler, "cannot start", error))
+                    told.append(self._replace(choice.backend, simpler, "cannot start", error))
 
     @staticmethod
     def _warn(message: str, *, raises: bool) -> None:
@@ -480,26 +488,28 @@ class Runner:
         with contextlib.nullcontext() if raises else contextlib.suppress(EngineReplacedWarning):
             warnings.warn(message, EngineReplacedWarning, stacklevel=_callers_level())
 
-    def _replace(self, name: str, simpler: str, what: str, error: BackendUnavailable) -> str:
-        """From now on `simpler` does the work of this engine; in words."""
+    def _replace(self, name: str, simpler: str, what: str, error: BackendUnavailable) -> Event:
+        """From now on `simpler` does the work of this engine; what to tell of it."""
         self._replaced[name] = simpler, what
         message = f"the {name} engine {what}, {simpler} is used instead: {error}"
-        emit(self._observers, Event(Kind.ENGINE_REPLACED, simpler, message=message, error=error))
-        return message
+        return Event(Kind.ENGINE_REPLACED, simpler, message=message, error=error)
 
     def _step_down(self, closings: int, choice: plan.Choice, error: BackendUnavailable) -> Opened:
         """A simpler engine for a batch whose own has broken down.
 
         :raises BackendUnavailable: if there is none.
         """
+        event = None
         with self._opening:
             simpler = plan.after_breakdown(choice.backend, timed=self.config.timeout is not None)
             if simpler is None:
                 raise error
             if choice.backend not in self._replaced:
-                message = self._replace(choice.backend, simpler, "has broken down", error)
-                logger.warning("%s", message)
-                self._warn(message, raises=False)
+                event = self._replace(choice.backend, simpler, "has broken down", error)
+        if event is not None:
+            emit(self._observers, event)
+            logger.warning("%s", event.message)
+            self._warn(event.message, raises=False)
         return Opened(*self._engine(choice, closings))
 
     def _replacement(self, choice: plan.Choice) -> plan.Choice:

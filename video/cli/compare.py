@@ -55,9 +55,9 @@ def compare(
     from video.media.stills import side_by_side
 
     try:
-        facts = dataclasses.asdict(measure_quality(video, reference, offset=offset))
-        if sheet is not None:
+        if sheet is not None:  # first: what is wrong with it shows at once
             side_by_side(video, reference, sheet, count, offset=offset)
+        facts = dataclasses.asdict(measure_quality(video, reference, offset=offset))
     except ConfigError:  # wrong usage
         raise
     except VideoError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json as json_module
 import os
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -148,13 +149,20 @@ def _check_owner(file: Path) -> None:
 
     :raises StoreError: if others may have.
     """
-    about = os.stat(file)
-    if about.st_uid != os.geteuid() or about.st_mode & 0o022:
+    folder = os.stat(file.parent)
+    # Who may write there may put a file beside it that SQLite takes for a part of it.
+    open_to_others = bool(folder.st_mode & 0o022) and not folder.st_mode & stat.S_ISVTX
+    beside = [file.with_name(f"{file.name}{end}") for end in ("-wal", "-shm", "-journal")]
+    parts = [os.lstat(one) for one in (file, *beside) if os.path.lexists(one)]
+    ours = all(
+        one.st_uid == os.geteuid() and not one.st_mode & 0o022 and stat.S_ISREG(one.st_mode) for one in parts
+    )
+    if not ours or open_to_others:
         raise StoreError(
             "may have been written by another user, and says what is to be run",
             subject=str(file),
-            cure="Give the batch's own command again; or, if you trust it, make it yours alone: "
-            "chown, chmod 600",
+            cure="Give the batch's own command again; or, if you trust it, make it and its folder yours "
+            "alone: chown, chmod go-w",
         )
 
 

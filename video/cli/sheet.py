@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import click
@@ -38,12 +39,13 @@ def sheet(files: tuple[str, ...], out: Path, count: int, columns: int, width: in
     failed = bool(notes)
     for note in notes:
         say(people(), note, "failed:")
-    given: dict[str, int] = {}
+    given: set[str] = set()
     for file in sources:
         go_on()
         stem = Path(file).stem
-        given[stem] = given.get(stem, 0) + 1
-        name = stem if given[stem] == 1 else f"{stem}-{given[stem]}"
+        names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        name = next(one for one in names if one.casefold() not in given)
+        given.add(name.casefold())
         try:
             click.echo(
                 contact_sheet(file, out / f"{name}-sheet.jpg", count, columns, width, title=Path(file).name)

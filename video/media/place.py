@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Callable
@@ -64,7 +65,7 @@ def place(source: str | os.PathLike[str], target: str | os.PathLike[str], how: H
         "link": it may be the same file, for files that nobody changes.
     :raises ConfigError: for another `how`.
     :raises SourceNotFound: there is no such file.
-    :raises SourceError: it cannot be read, is a folder or a device, or changed meanwhile.
+    :raises SourceError: it cannot be read, is a folder or a device, or changed meanwhile; then it is kept.
     :raises OutputError: the target cannot be written: a full disk, no permission, a folder in the way.
     :raises ItemCancelled: this item has been given up.
 
@@ -77,20 +78,21 @@ def place(source: str | os.PathLike[str], target: str | os.PathLike[str], how: H
     here, there = Path(source), Path(target)
     check_file(os.fspath(source), empty=True)
     same = _same(here, there)
-    if same and (how == "link" or os.path.realpath(here) == os.path.realpath(there)):
+    one_name = not there.is_symlink() and os.path.realpath(here) == os.path.realpath(there)
+    if same and (how == "link" or one_name):
         return Placed("nothing", 0)
-    if how == "move" and _renamed(here, there, same=same):
-        return Placed("rename", 0)
+    if how == "move" and not here.is_symlink():  # the link would be moved, not the file
+        twins = same and os.stat(here).st_nlink > 1
+        way = _joined(here, there) if twins else _renamed(here, there)
+        if way is not None:
+            return Placed(way, 0)
+    before = _state(here)
     with writing(there) as part:
         placed = _place(here, part, link=how == "link")
+        if how == "move":
+            _to_disk(part)  # it is to be the only one
     if how == "move":
-        try:
-            os.unlink(here)
-        except OSError as error:
-            cause = f"was copied, but cannot be removed ({error.strerror})"
-            raise SourceError(
-                cause, subject=str(here), cure="Check the permissions of its folder."
-            ) from error
+        _remove(here, there, before)
     return placed
 
 
@@ -102,24 +104,60 @@ def _same(here: Path, there: Path) -> bool:
         return False
 
 
-def _renamed(here: Path, there: Path, *, same: bool) -> bool:
+def _renamed(here: Path, there: Path) -> Way | None:
     """Not by way of an unfinished file, which is removed where anything goes wrong: it is the only one."""
-    if here.is_symlink():
-        return False  # the link would be moved, not the file
     with output_errors(there):
         there.parent.mkdir(parents=True, exist_ok=True)
         if there.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         try:
-            if same and os.stat(here).st_nlink > 1:
-                os.unlink(here)  # to rename one name of a file to its other does nothing
-            else:
-                _rename(here, there)
+            _rename(here, there)
         except OSError as error:
             if error.errno not in _NOT_HERE:
                 raise
-            return False
-    return True
+            return None
+    return "rename"
+
+
+def _joined(here: Path, there: Path) -> Way:
+    """Of two names of one file, the first goes: to rename it to the other does nothing. Unless they are one
+    name by two ways, as of a folder that is mounted twice: then that would be the file's end."""
+    aside = here.with_name(f".{secrets.token_hex(8)}{here.suffix}")
+    with output_errors(here):
+        os.rename(here, aside)
+        if _same(aside, there):
+            os.unlink(aside)
+            return "rename"
+        os.rename(aside, here)
+    return "nothing"
+
+
+def _remove(here: Path, there: Path, before: tuple[int, ...]) -> None:
+    """Take a source away that has been copied, if it is still what it was."""
+    try:
+        if _state(here) == before:
+            os.unlink(here)
+            return
+    except OSError as error:
+        cause = f"was copied, but cannot be removed ({error.strerror})"
+        cure = "Check the permissions of its folder."
+        raise SourceError(cause, subject=str(here), cure=cure) from error
+    if not _same(here, there):  # of a folder that is mounted twice, it may be the copy by now
+        raise _changed(here)
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    name, file = os.lstat(path), os.stat(path)
+    return name.st_dev, name.st_ino, file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
+
+
+def _to_disk(path: Path) -> None:
+    for one, flags in ((path, os.O_RDONLY), (path.parent, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))):
+        file = os.open(one, flags)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def _rename(here: Path, there: Path) -> None:
@@ -155,6 +193,7 @@ def _reflink(here: Path, part: Path) -> int:
 
     with open(here, "rb") as source, open(part, "xb") as target:
         fcntl.ioctl(target.fileno(), FICLONE, source.fileno())
+    _check(here, part.stat().st_size)
     shutil.copystat(here, part)
     return 0
 
@@ -184,8 +223,10 @@ def _copy(here: Path, part: Path) -> int:
 
 def _check(here: Path, written: int) -> None:
     if written != here.stat().st_size:
-        raise SourceError(
-            "changed while it was copied",
-            subject=str(here),
-            cure="Wait until whoever writes it has finished.",
-        )
+        raise _changed(here)
+
+
+def _changed(here: Path) -> SourceError:
+    return SourceError(
+        "changed while it was copied", subject=str(here), cure="Wait until whoever writes it has finished."
+    )

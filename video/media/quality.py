@@ -161,8 +161,7 @@ def _frames(container: InputContainer, sound: _Sound | None = None) -> Iterator[
 
     for packet in base.packets(container, *((video,) if audio is None else (video, audio))):
         if packet.stream_index == video.index:
-            if not packet.is_discard:  # as players leave out what precedes an edit list
-                yield from upright(decoder.decode(packet))
+            yield from upright(decoder.decode(packet))
         elif sound is not None:
             sound.add(packet)
     yield from upright(decoder.decode(None))

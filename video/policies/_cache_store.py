@@ -132,7 +132,7 @@ class MemoryCache:
         number("max_entries", max_entries, above=0, whole=True)
         number("max_bytes", max_bytes, above=0, whole=True)
         self.max_entries, self.max_bytes = max_entries, max_bytes
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._entries: OrderedDict[str, tuple[Entry, int]] = OrderedDict()
         self._bytes = 0
         self._closed = False

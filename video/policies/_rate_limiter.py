@@ -88,7 +88,7 @@ class DistributedRateLimiter:
         self._clock = clock or time.monotonic
         self._sleep = sleep
         self._held: dict[str, list[Ticket]] | None = None if max_in_flight is None else {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._keys: dict[str, str] = {}
 
     @property

@@ -90,7 +90,7 @@ class MemoryStore:
 
     def __init__(self, *, wall: Clock = time.time) -> None:
         self._wall = wall
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._states: dict[str, State] = {}
 
     def claim(self, key: str, figures: Figures, now: float, ticket: Ticket, longest: float) -> float:

@@ -4,7 +4,8 @@ Policies never sleep and never read a clock: `now` is passed in (`time.monotonic
 is tested with plain numbers, and an item that waits holds no worker. They stand in a row. `admit` is asked
 from the first to the last, `settle` from the last to the first; what stands after the retry policy sees every
 attempt. A policy belongs to one batch at a time or to many at once: all of its methods may be called from any
-thread.
+thread, and inside each other: garbage collection, which may begin anywhere, ends batches that were left, and
+these give back what they took. So their locks are re-entrant.
 """
 
 from __future__ import annotations

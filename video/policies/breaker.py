@@ -91,7 +91,7 @@ class BreakerPolicy:
         self.max_keys = max_keys
         self.listeners = list(listeners)
         self._fails = matcher("failure_on", failure_on)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._breakers: OrderedDict[str, CircuitBreaker] = OrderedDict()
         self._troubled: set[str] = set()  # keys of those that are not healthy
         self._counts: Counter[str] = Counter()

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from typing import Any
 
-from video.errors import ConfigError, described
+from video.errors import ConfigError, VideoError, described
 from video.events import logger
 from video.outcome import Outcome
 from video.policies._cache_store import CacheStore, Entry, MemoryCache, SqliteCache
@@ -107,7 +107,7 @@ class CachePolicy:
         self._inputs, self._outputs, self._hash_outputs = inputs, outputs, hash_outputs
         self._wall = wall
         self._note = f"{self.name}:{id(self)}"
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()
         self._warned = False
 
@@ -188,7 +188,9 @@ class CachePolicy:
         except Exception as error:  # noqa: BLE001  # a user's functions raise what they like
             with self._lock:
                 self._counts["unkeyed"] += 1
-                told, self._warned = self._warned, True
+                # A request that is not valid travels as its error, and tells nothing of the others.
+                told = self._warned or isinstance(item, VideoError)
+                self._warned = self._warned or not told
             if not told:
                 logger.warning("a %s is not cached, nor are others of its kind: %s",
                                type(item).__qualname__, described(error))  # fmt: skip
@@ -205,8 +207,7 @@ class CachePolicy:
             if self.store.objects:
                 return Entry(created, None, files, _Plain(marshal.dumps(plain, _NO_REFERENCES)))
             return Entry(created, json.dumps(plain), files)
-        if self._encode is not None:
-            return Entry(created, json.dumps(plain), files)
+        # An object: JSON would make something else of it, and a file cannot hold it.
         return Entry(created, None, files, fresh(value)) if self.store.objects else None
 
     def _value(self, entry: Entry) -> Any:

@@ -17,12 +17,13 @@ their number; the largest such figure counts, and fades by half in `FADE_SECONDS
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from video import scope
@@ -99,7 +100,7 @@ class MemoryPolicy:
     def _start(self) -> None:
         """In this process nothing runs so far."""
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._look = self._asked_look or Meter()
         self._flying: dict[int, int] = {}
         """Of each batch, items that were admitted and have not ended."""
@@ -110,6 +111,8 @@ class MemoryPolicy:
         """Items that began after the last look, and have not ended."""
         self._gone = 0
         """Items that have ended since then."""
+        self._passing = False
+        """Some of them passed unseen, and others of their chunks may run."""
         self._seen = False
         """Items have been looked at while they ran, or have ended before that could be."""
         self._waiting: dict[Job, int] = {}
@@ -118,7 +121,7 @@ class MemoryPolicy:
         self._vain_since: float | None = None
         """Since when the budget is overrun and nothing runs that could end."""
 
-    def _mine(self) -> threading.Lock:
+    def _mine(self) -> contextlib.AbstractContextManager[object]:
         """The lock. A forked child has its parent's, which may be held, and counts that are not its own."""
         if self._pid != os.getpid():
             self._start()
@@ -130,7 +133,7 @@ class MemoryPolicy:
             self._refresh(now)
             flying = self._running(now)
             room = self._room(flying)
-            if len(self._waiting) < room or job in itertools.islice(self._waiting, room):
+            if len(self._waiting) < room or job in itertools.islice(self._heard_of(now), room):
                 self._waiting.pop(job, None)
                 job.notes["memory"] = self._looks
                 self._flying[job.batch] = self._flying.get(job.batch, 0) + 1
@@ -192,6 +195,7 @@ class MemoryPolicy:
     def passed(self, count: int, now: float) -> None:
         with self._mine():
             self._gone += count
+            self._passing = True
 
     def watch(self, now: float, batch: int) -> tuple[float, str]:
         """To be asked while anything runs: when next, and why the fattest worker has to end now, if so."""
@@ -235,10 +239,20 @@ class MemoryPolicy:
         """Items that were admitted and have not ended, of batches that somebody reads."""
         self._heard = {
             batch: at
-            for batch, at in self._heard.items()
+            for batch, at in list(self._heard.items())
             if batch in self._flying or now - at < HEARD_SECONDS
         }
-        return sum(count for batch, count in self._flying.items() if now - self._heard[batch] < HEARD_SECONDS)
+        return sum(
+            count
+            for batch, count in list(self._flying.items())
+            if now - self._heard.get(batch, -math.inf) < HEARD_SECONDS
+        )
+
+    def _heard_of(self, now: float) -> Iterator[Job]:
+        """Those that wait, of batches that somebody reads."""
+        return (
+            job for job in list(self._waiting) if now - self._heard.get(job.batch, -math.inf) < HEARD_SECONDS
+        )
 
     def _room(self, flying: int) -> int:
         """Items that may begin now, beside so many that run."""
@@ -266,13 +280,14 @@ class MemoryPolicy:
             self._blind = True
             return
         ended, self._gone, self._new = self._gone, 0, 0
+        passing, self._passing = self._passing, False
         self._looks += 1
         self._need *= 0.5 ** (past / FADE_SECONDS + ended / FADE_ITEMS)
         used, flying = self._used, self._running(now)
         self._seen = self._seen or ended > 0
-        if not flying or math.isnan(self._base):
+        if math.isnan(self._base) or not (flying or passing):
             self._base = used
-        else:
+        elif flying:
             self._base = min(self._base, used)
             self._seen = True
             self._need = max(self._need, (used - self._base) / flying)

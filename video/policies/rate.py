@@ -76,7 +76,7 @@ class RatePolicy:
         self._listeners = tuple(listeners)
         self._refusals: dict[str, int] = {}
         """By key."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._limiters: dict[str, DistributedRateLimiter | None] = {}
 
     def admit(self, job: Job, now: float) -> Verdict:

@@ -45,7 +45,7 @@ class RetryBudget:
         self.reserve = reserve
         self.per_success = per_success
         self.per_second = per_second
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._tokens = float(reserve)  # below 0: so many retries are put off
         self._at: float | None = None
 
@@ -143,7 +143,7 @@ class Retry:
         self._matches = matcher("retry_on", retry_on)
         self._random = random.Random(seed)  # noqa: S311  # jitter is no secret
         self._wall = wall
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()
 
     def admit(self, job: Job, now: float) -> Verdict:

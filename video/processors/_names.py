@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import stat
+import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 BOOK = ".video-names"
+LOCK_SECONDS = 2.0
 
 
 class Claim(NamedTuple):
@@ -116,15 +118,19 @@ class Book:
         try:
             if self._keep:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                file = os.open(self._path, flags | os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+                try:
+                    file = os.open(self._path, flags | os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+                except PermissionError:
+                    # Another user's: then what is there decides, and nobody's files are replaced either.
+                    file = os.open(self._path, flags | os.O_RDONLY)
+                    self._keep = False
             else:
                 with contextlib.suppress(OSError):
                     file = os.open(self._path, flags | os.O_RDONLY)
             if file >= 0:
                 if not stat.S_ISREG(os.fstat(file).st_mode):
                     raise OSError(0, "it is no regular file")
-                with contextlib.suppress(OSError):  # a file system without locks: the first line counts
-                    fcntl.flock(file, fcntl.LOCK_EX)
+                _lock(file)
             yield file
         except (OSError, ValueError) as error:  # ValueError: a NUL in its name
             from video.media.base import output_errors  # with FFmpeg, which who gives names does not need
@@ -182,6 +188,21 @@ class Book:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._read(file)
         self._take(name, mine)  # where it has been removed at this very moment
+
+
+def _lock(file: int) -> None:
+    """Only so that fewer names are tried: without a lock, the first line of a name counts. So a file system
+    that has none will do, and nobody who can read the file can hold up a batch for long."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+        except OSError:
+            return
+        else:
+            return
 
 
 def _numbered(stem: str, number: int) -> str:

@@ -96,7 +96,7 @@ class Processor(ABC, Generic[Request, Response]):
         return [
             CachePolicy(
                 store,
-                task=self.batch_name,
+                task=f"{type(self).__module__}.{type(self).__qualname__} {self.batch_name}",
                 version=sys.modules["video"].__version__,  # another may choose other clips
                 ttl=3600.0 * self.config.cache_ttl_hours,
                 encode=self.plain,
