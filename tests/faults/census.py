@@ -49,7 +49,7 @@ def census(*, shm_is_ours: bool) -> Census:
         "descriptors": descriptors,
         "segments": Counter({SEGMENT: segments}),
         "shared memory": Counter(shared(SHM, None if shm_is_ours else {os.getpid(), *pids})),
-        "files": Counter(str(path) for path in Path(tempfile.gettempdir()).rglob("*")),
+        "files": Counter(below(tempfile.gettempdir())),
     }
 
 
@@ -131,3 +131,10 @@ def shared(folder: Path | int, pids: set[int] | None) -> list[str]:
         return names
     numbers = {str(pid) for pid in pids}  # whole ones: 123 is not ours for being a part of somebody's 51234
     return [name for name in names if numbers.intersection(re.findall("[0-9]+", name))]
+
+
+def below(folder: str) -> list[str]:
+    """All files and folders there. Not by `rglob`, which fails where one is removed meanwhile."""
+    return [
+        os.path.join(place, name) for place, folders, files in os.walk(folder) for name in (*folders, *files)
+    ]

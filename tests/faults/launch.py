@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from tests.faults.census import SHM, living, shared
+from tests.faults.census import SHM, below, living, shared
 
 Facts: TypeAlias = dict[str, Any]
 
@@ -96,7 +96,7 @@ class Program:
         found = {
             "processes": [f"{pid} {words}" for pid, words in self.living().items()],
             "shared memory": self._shared(),
-            "files": [str(path) for path in Path(self.sign["TMPDIR"]).rglob("*")],
+            "files": below(self.sign["TMPDIR"]),
         }
         return {kind: names for kind, names in found.items() if names}
 
