@@ -469,3 +469,15 @@ def test_an_error_that_cannot_say_what_it_is_can_end_a_batch() -> None:
     with Runner(config) as runner, pytest.raises(BatchFailed, match="Speechless") as caught:
         runner.map(task, range(3))
     assert isinstance(caught.value.__cause__, Speechless)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"), [({"checkpiont": None}, "checkpoint"), ({"ordred": False}, "ordered")]
+)
+def test_a_misspelt_argument_of_a_batch_is_refused(wrong: dict[str, Any], near: str) -> None:
+    """Else a caller would believe that his batch can be resumed, say."""
+    with (
+        Runner(ParallelConfig(backend="serial")) as runner,
+        pytest.raises(ConfigError, match=f"Did you mean {near}"),
+    ):
+        runner.map(abs, [1], **wrong)

@@ -12,6 +12,7 @@ import resource
 import socket
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -371,6 +372,22 @@ def test_a_servers_lasting_failure_ends_with_its_status(server, tmp_path):
         HTTP.fetch(url, tmp_path)
     assert caught.value.status == 503
     assert len(server.asked) == HTTP.tries
+
+
+def test_a_server_that_asks_to_wait_is_not_asked_before(server, tmp_path):
+    url = server.add("/v.mp4", File(BODY, statuses=[503], headers={"Retry-After": "1"}))
+    began = time.monotonic()
+    assert HTTP.fetch(url, tmp_path).path.read_bytes() == BODY
+    assert time.monotonic() - began >= 1
+
+
+@pytest.mark.parametrize("asked", ["60", "Fri, 01 Jan 2100 00:00:00 GMT"])
+def test_for_a_long_wait_the_batch_is_to_come_back_and_not_the_worker(server, tmp_path, asked):
+    url = server.add("/v.mp4", File(BODY, statuses=[503] * 2, headers={"Retry-After": asked}))
+    with pytest.raises(DownloadFailed, match="HTTP 503") as caught:
+        HTTP.fetch(url, tmp_path)
+    assert caught.value.retry_after == asked
+    assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 429, 501])

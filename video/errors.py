@@ -222,7 +222,15 @@ class CheckpointMismatch(StoreError, ValueError):
 
 
 class SourceError(VideoError, OSError):
-    """An input cannot be had."""
+    """An input cannot be had.
+
+    :param fault: a word of `video.policies.faults.Fault`, where more is known than that.
+    """
+
+    def __init__(self, cause: str = "", *, fault: str | None = None, **about: str | None) -> None:
+        super().__init__(cause, **about)
+        if fault is not None:
+            self.fault = fault
 
 
 class SourceNotFound(SourceError, FileNotFoundError):
@@ -246,11 +254,9 @@ class DownloadFailed(SourceError, ConnectionError):
         final: bool = False,
         **about: str | None,
     ) -> None:
-        super().__init__(cause, **about)
+        super().__init__(cause, fault="input" if final else None, **about)
         self.status = status
         self.retry_after = retry_after
-        if final:
-            self.fault = "input"  # read by `video.policies.faults`
 
 
 class MediaError(VideoError, ValueError):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import dataclasses
+import difflib
 import functools
 import itertools
 import math
@@ -287,6 +288,11 @@ class Runner:
         here: bool = True,
         **how: Unpack[How],
     ) -> Batch[R]:
+        if unknown := how.keys() - How.__annotations__.keys():
+            name = min(unknown)
+            near = difflib.get_close_matches(name, [*How.__annotations__, "ordered", "prefetch"], 1)
+            cure = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(How.__annotations__)}."
+            raise ConfigError(f"a batch has no argument {name!r}", cure=cure)
         if not callable(task):
             raise ConfigError(f"the task is {task!r}", cure="It takes a function of one item.")
         if how.get("total") is None and isinstance(items, Sized):

@@ -32,7 +32,10 @@ Examples:
 )
 @click.option("--debug", is_flag=True, help="Show tracebacks of what fails.")
 def sheet(files: tuple[str, ...], out: Path, count: int, columns: int, width: int, debug: bool) -> int:
-    """Write a contact sheet of each video: key frames, evenly spread, each with its time."""
+    """Write a contact sheet of each video: key frames, evenly spread, each with its time.
+
+    It is called NAME-sheet.jpg; of namesakes of one run each has its own, one of an earlier run is replaced.
+    """
     from video.media.stills import contact_sheet
 
     sources, notes = expand(files)

@@ -117,11 +117,13 @@ def check_file(name: str, *, empty: bool = False) -> None:
         raise SourceNotFound("no such file", subject=name, cure="Check the path.") from error
     except OSError as error:
         cause = f"cannot be read ({error.strerror})"
-        raise SourceError(cause, subject=name, cure="Check its permissions.") from error
+        fault = "account" if isinstance(error, PermissionError) else None
+        raise SourceError(cause, subject=name, cure="Check its permissions.", fault=fault) from error
     if stat.S_ISDIR(about.st_mode):
-        raise SourceError("is a folder", subject=name, cure="Give the files in it.")
+        raise SourceError("is a folder", subject=name, cure="Give the files in it.", fault="input")
     if not stat.S_ISREG(about.st_mode):
-        raise SourceError("is not a regular file", subject=name, cure="Save it as a file first.")
+        cure = "Save it as a file first."
+        raise SourceError("is not a regular file", subject=name, cure=cure, fault="input")
     if about.st_size == 0 and not empty:
         raise InvalidMedia("is empty (0 bytes)", subject=name, cure="Download or copy it again.")
 

@@ -93,6 +93,14 @@ _NUMBERS = {
     ),
 }
 
+_OS_TYPES: tuple[tuple[type[OSError], Fault], ...] = (
+    (PermissionError, Fault.ACCOUNT),
+    (FileNotFoundError, Fault.INPUT),
+    (FileExistsError, Fault.INPUT),
+    (IsADirectoryError, Fault.INPUT),
+    (NotADirectoryError, Fault.INPUT),
+)
+
 
 def classify(error: BaseException) -> Fault:
     """The class of an error. What it says of itself counts first (an attribute `fault`, one of the words of
@@ -115,6 +123,8 @@ def classify(error: BaseException) -> Fault:
     if isinstance(error, errors.RemoteError):
         kind = getattr(builtins, error.kind, None)
         return Fault.INPUT if isinstance(kind, type) and issubclass(kind, _INPUT) else Fault.TRANSIENT
+    if isinstance(error, OSError) and error.errno is None:  # made with words alone: its type says it
+        return next((fault for kind, fault in _OS_TYPES if isinstance(error, kind)), Fault.TRANSIENT)
     if isinstance(error, OSError) and not _numbered_otherwise(error):
         return _NUMBERS.get(error.errno or 0, Fault.TRANSIENT)
     return Fault.TRANSIENT

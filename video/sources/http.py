@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import math
 import os
 import re
 import socket
@@ -41,6 +42,7 @@ _STATUS = {
     429: ("asks to slow down", "Wait a while, or fetch fewer at once."),
 }
 _TRANSIENT = frozenset((408, 500, 502, 503, 504))
+_PATIENT_SECONDS = 5.0
 _REFILL = 1 << 20  # new bytes after which an attempt counts as progress, not as one more failure
 _NO_MEDIA = 'yt-dlp (pip install "parallel-video[download]") knows many pages and playlists.'
 
@@ -48,9 +50,11 @@ _NO_MEDIA = 'yt-dlp (pip install "parallel-video[download]") knows many pages an
 class _Again(Exception):
     """The attempt failed for a reason that may pass; its cause is what to raise when it does not."""
 
-    def __init__(self, failure: DownloadFailed) -> None:
+    def __init__(self, failure: DownloadFailed, wait: float = 0.0) -> None:
+        """:param wait: seconds that the server asks for."""
         super().__init__(failure.cause)
         self.failure = failure
+        self.wait = wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,7 @@ class HttpSource:
                     _attempt(client, source, part)
                     break
                 except _Again as again:
-                    failure = again.failure
+                    failure, asked = again.failure, again.wait
                 # Progress is measured against the most there ever was: a server that starts over and over
                 # again and always cuts must not keep us for ever.
                 if part.size >= reached + _REFILL:
@@ -105,7 +109,7 @@ class HttpSource:
                 left -= 1
                 if left <= 0:
                     raise failure
-                _pause(self.wait * 2**waits)
+                _pause(max(asked, self.wait * 2**waits))
                 waits += 1
             part.finish()
         return Fetched(target, title, temporary=True)
@@ -239,7 +243,10 @@ def _accept(response: httpx2.Response, source: str, part: _Part) -> int | None:
         return int(whole) if whole.isdigit() else None
     if status != 200:
         failure = _refusal(response, source)
-        raise _Again(failure) if status in _TRANSIENT else failure
+        asked = failure.retry_after
+        wait = 0.0 if asked is None else float(asked) if asked.isdecimal() else math.inf
+        # Who asks for a longer time is asked again by the batch, which holds no worker meanwhile.
+        raise _Again(failure, wait) if status in _TRANSIENT and wait <= _PATIENT_SECONDS else failure
     if headers.get("Content-Encoding", "identity").lower() != "identity":
         part.restart("")  # compressed all the same: neither its length nor its ranges are the file's
         return None

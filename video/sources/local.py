@@ -33,11 +33,11 @@ class LocalSource:
             path = _path(source)
             kind = path.stat().st_mode
             if stat.S_ISDIR(kind):
-                raise SourceError(
-                    "is a folder", subject=source, cure="Name the files in it, as in folder/*.mp4."
-                )
+                cure = "Name the files in it, as in folder/*.mp4."
+                raise SourceError("is a folder", subject=source, cure=cure, fault="input")
             if not stat.S_ISREG(kind):
-                raise SourceError("is not a regular file", subject=source, cure="Copy it to a file first.")
+                cure = "Copy it to a file first."
+                raise SourceError("is not a regular file", subject=source, cure=cure, fault="input")
             path.open("rb").close()
         except SourceError:
             raise
@@ -46,7 +46,8 @@ class LocalSource:
                 raise SourceNotFound("is a link to a file that does not exist", subject=source) from None
             raise SourceNotFound("does not exist", subject=source, cure=_cure(path)) from None
         except PermissionError:
-            raise SourceError("may not be read", subject=source, cure="Check its permissions.") from None
+            cure = "Check its permissions."
+            raise SourceError("may not be read", subject=source, cure=cure, fault="account") from None
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             raise SourceError(getattr(error, "strerror", None) or str(error), subject=source) from None
         return Fetched(path, display_name(str(path)), temporary=False)
