@@ -406,3 +406,45 @@ def test_wrong_usage_is_exit_code_2_and_says_why(words: list[str], says: str, tm
     ended = run(*words, cwd=tmp_path)
     assert ended.returncode == 2
     assert says in ended.stderr
+
+
+# Settings by name
+
+
+def test_any_setting_can_be_given_by_its_name(films: Path, tmp_path: Path) -> None:
+    """A cache in a file, say: the second run makes nothing anew."""
+    words = ("clips", films, "--out", "out", *SHORT, "--backend", "serial")
+    kept = ("--set", "enable_caching=true", "--set", "cache_path=answers.sqlite")
+    assert run(*words, *kept, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "answers.sqlite").exists()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.mp4")}
+    again = run(*words, *kept, cwd=tmp_path)
+    assert again.returncode == 0
+    assert len(again.stdout.splitlines()) == len(before) == 3
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_settings_by_name_are_resumed_with_the_batch(films: Path, tmp_path: Path) -> None:
+    place = tmp_path / "out" / ".video-jobs.sqlite"
+    killed(
+        "clips", films, "--out", tmp_path / "out", *SHORT, "--resume", "--set", "max_kills=3", cwd=tmp_path
+    )
+    (command,) = pending_commands(place, "clips")
+    assert command.arguments["more"] == {"max_kills": "3"}
+    assert run("jobs", "resume", place, cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("rate_limit_rmp=60", "rate_limit_rpm"),
+        ("rate_limit_rpm=many", "rate_limit_rpm"),
+        ("rate_limit_rpm", "NAME=VALUE"),
+        ("backend=serial", "an option of its own"),
+        ("preload=os", "--set takes no preload"),
+    ],
+)
+def test_a_wrong_setting_is_wrong_usage(words: str, says: str, films: Path, tmp_path: Path) -> None:
+    done = run("clips", films, "--set", words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr

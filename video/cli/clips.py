@@ -39,6 +39,7 @@ Examples:
   video clips talk.mp4 --out clips
   video clips films/ "more/*.mkv" --count 5 --max-length 30
   video clips films/ --resume --retries 3
+  video clips @urls.txt --set rate_limit_rpm=60 --set circuit_breaker_enabled=true
   video clips @list.txt --workers 4 --timeout 600 --json > clips.jsonl
   video clips https://example.org/talk.mp4 --mode copy
   find . -name '*.mp4' | video clips - --dry-run
@@ -62,6 +63,8 @@ class Asked(BaseModel):
     backend: str
     workers: int | None = Field(default=None, ge=1)
     timeout: float | None = Field(default=None, gt=0)
+    more: dict[str, str] = Field(default_factory=dict)
+    """Settings by their names, as text."""
 
     @model_validator(mode="after")
     def _as_a_request(self) -> Self:
@@ -173,6 +176,14 @@ class Asked(BaseModel):
 )
 @engine_options
 @click.option(
+    "--set",
+    "more",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any other setting of the guide's table, such as rate_limit_rpm=60, memory_limit_gb=4, "
+    "circuit_breaker_enabled=true, or enable_caching=true with cache_path=FILE. May be given again.",
+)
+@click.option(
     "--json",
     is_flag=True,
     help="One JSON object a video, as soon as it is done, in input order.  [default when piped]",
@@ -183,7 +194,7 @@ class Asked(BaseModel):
 def clips(
     inputs: tuple[str, ...], out: Path, count: int, min_length: float | None, max_length: float,
     mode: str, format_: str, resume: bool, checkpoint: Path | None, batch: str | None, fork: bool,
-    retries: int, backend: str, workers: int | None, timeout: float | None,
+    retries: int, backend: str, workers: int | None, timeout: float | None, more: tuple[str, ...],
     json: bool, explain: bool, dry_run: bool, debug: bool,
 ) -> int:  # fmt: skip
     """Cut the highlights out of videos.
@@ -198,7 +209,7 @@ def clips(
         asked = Asked.model_validate({
             "sources": sources, "out": str(out), "count": count, "min_length": min_length,
             "max_length": max_length, "mode": mode, "format": format_, "retries": retries,
-            "backend": backend, "workers": workers, "timeout": timeout,
+            "backend": backend, "workers": workers, "timeout": timeout, "more": settings_of(more),
         })  # fmt: skip
     except ValidationError as error:
         raise click.UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
@@ -212,6 +223,17 @@ def clips(
         asked, notes, json, explain, dry_run, debug, place=place, batch=batch, fork=fork,
         command=None if place is None else kept_as(asked, inputs, place),
     )  # fmt: skip
+
+
+def settings_of(words: tuple[str, ...]) -> dict[str, str]:
+    """Of `NAME=VALUE` each; paths are those of the current folder, wherever the batch is resumed."""
+    settings: dict[str, str] = {}
+    for one in words:
+        name, equals, value = one.partition("=")
+        if not equals or not name:
+            raise click.UsageError(f"--set takes NAME=VALUE, not {one!r}")
+        settings[name] = os.path.abspath(value) if name == "cache_path" and value else value
+    return settings
 
 
 def run_clips(
@@ -231,7 +253,7 @@ def run_clips(
     requests = [{"source": source, "output_dir": out, **asked.settings} for source in sources]
     responses: list[VideoClipResponse] = []
     processor_type = ClipPreview if dry_run else VideoClipProcessor
-    config = config_of(asked.backend, asked.workers, asked.timeout, asked.retries)
+    config = config_of(asked.backend, asked.workers, asked.timeout, asked.retries, asked.more)
     names = [redact(source) if is_url(source) else readable(os.path.basename(source)) for source in sources]
     try:
         with (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -88,8 +88,30 @@ def engine_options(command: Command) -> Command:
     return command
 
 
-def config_of(backend: str, workers: int | None, timeout: float | None, retries: int = 0) -> ParallelConfig:
-    """The options as settings; a wrong one is wrong usage."""
+NOT_SET = (
+    "backend",
+    "max_workers",
+    "timeout",
+    "max_retries",
+    "preload",
+    "initializer",
+    "finalizer",
+    "cluster",
+)
+"""Settings that have options of their own, or name code or machines: a checkpoint must not say those."""
+
+
+def config_of(
+    backend: str,
+    workers: int | None,
+    timeout: float | None,
+    retries: int = 0,
+    more: Mapping[str, str] | None = None,
+) -> ParallelConfig:
+    """The options as settings; a wrong one is wrong usage.
+
+    :param more: settings by their names, as text.
+    """
     from video.registry import backends
 
     try:
@@ -99,6 +121,11 @@ def config_of(backend: str, workers: int | None, timeout: float | None, retries:
             )
         if backend != "auto":
             backends.get(backend)
-        return ParallelConfig(backend=backend, max_workers=workers, timeout=timeout, max_retries=retries)
+        if wrong := next((name for name in more or {} if name in NOT_SET), None):
+            raise ConfigError(
+                f"--set takes no {wrong}", cure="It has an option of its own, or is for programs."
+            )
+        settings = {"backend": backend, "max_workers": workers, "timeout": timeout, "max_retries": retries}
+        return ParallelConfig.from_mapping({**(more or {}), **settings})
     except (UnknownName, ConfigError) as error:
         raise click.UsageError(str(error)) from None
