@@ -297,6 +297,19 @@ def test_async_callers_get_the_same_responses(
     assert [response.success for response in responses] == [True, False]
 
 
+def test_an_async_batch_goes_on_from_its_checkpoint(
+    processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    requests = [ask(one, tmp_path, count=1, max_clip_length=1) for one in samples]
+    place = tmp_path / "jobs.sqlite"
+    first, second = (asyncio.run(processor.process_batch_async(requests, checkpoint=place)) for _ in range(2))
+    assert all(one.success for one in first)
+    assert [one.clips for one in second] == [one.clips for one in first]
+    with processor.open_checkpoint(place) as checkpoint:
+        asyncio.run(processor.process_batch_async(requests, checkpoint=checkpoint))
+        assert (checkpoint.answered, checkpoint.begun) == (2, 0)
+
+
 def test_stream_process_takes_an_endless_input(
     processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
 ) -> None:

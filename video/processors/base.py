@@ -6,6 +6,7 @@ with it (`task`), and how its outcome reads (`respond`). Everything else is here
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -217,10 +218,19 @@ class Processor(ABC, Generic[Request, Response]):
         self,
         requests: Iterable[Request | Mapping[str, Any] | str],
         backend: BackendType | str = BackendType.AUTO,
+        *,
+        checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
     ) -> list[Response]:
         """`process_batch_parallel` for async callers; the event loop is never blocked."""
-        batch = _Batch(self, requests, backend)
-        return [batch.response(outcome) async for outcome in self.runner.astream(**batch.call)]
+        batch, opened = _Batch(self, requests, backend), None
+        if isinstance(checkpoint, str | os.PathLike):
+            opened = checkpoint = await asyncio.to_thread(self.open_checkpoint, checkpoint)
+        try:
+            outcomes = self.runner.astream(**batch.call, checkpoint=checkpoint)
+            return [batch.response(outcome) async for outcome in outcomes]
+        finally:
+            if opened is not None:
+                await asyncio.to_thread(opened.close)
 
     def stream_process(
         self,
