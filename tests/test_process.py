@@ -243,6 +243,40 @@ def environment() -> dict[str, str]:
     return dict(os.environ) | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
 
 
+def test_a_program_that_ends_in_a_hurry_leaves_no_unfinished_file(tmp_path: Path) -> None:
+    """As after a second Ctrl-C: it does not wait for the threads that clear away after killed workers."""
+    path = script(
+        tmp_path,
+        """
+        import os, sys, time
+        from pathlib import Path
+        from video import ParallelConfig, Runner, scope
+        from video.backends._processes import ProcessExecutor
+
+        def work(name):
+            with scope.unfinished(Path(name)):
+                Path(name).touch()
+                time.sleep(60)
+
+        ProcessExecutor._bury = lambda self, seat: time.sleep(60)
+        runner = Runner(ParallelConfig(backend="process", max_workers=1, chunk_size=1))
+        stream = runner.stream(work, [sys.argv[1]], prefetch=False)
+        import threading
+        threading.Thread(target=lambda: next(stream), daemon=True).start()
+        while not os.path.exists(sys.argv[1]):
+            time.sleep(0.01)
+        time.sleep(0.3)
+        (executor, _), = runner._open.values()
+        for seat in executor._seats:
+            executor.stop(seat)
+        runner._open.clear()
+        """,
+    )
+    part = tmp_path / "a.part.mp4"
+    subprocess.run([sys.executable, path, part], env=environment(), timeout=60, check=True)
+    assert not part.exists()
+
+
 def test_a_script_needs_no_main_guard_and_its_own_classes_travel(tmp_path: Path) -> None:
     path = script(
         tmp_path,

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +72,10 @@ class ProcessExecutor(Pool):
         """When children died before they were ready."""
         self._memory_deaths = _memory.deaths()
         self._nursery = None if launched is None else Nursery(launched)
+        self._unfinished: set[str] = set()
+        """Files of all seats. A program that ends in a hurry (a second Ctrl-C) does not wait for the threads
+        that remove them."""
+        weakref.finalize(self, _remove_all, self._unfinished, os.getpid())
         self._starting = threading.Lock()
 
     def make_seat(self) -> ProcessSeat:
@@ -154,9 +159,13 @@ class ProcessExecutor(Pool):
     def _hear(self, call: Call, seat: ProcessSeat, tag: bytes, body: Any) -> None:
         """What a worker says beside its results."""
         if tag == _worker.MADE:
-            seat.unfinished.add(os.fsdecode(bytes(body)))
+            path = os.fsdecode(bytes(body))
+            seat.unfinished.add(path)
+            self._unfinished.add(path)
         elif tag == _worker.GONE:
-            seat.unfinished.discard(os.fsdecode(bytes(body)))
+            path = os.fsdecode(bytes(body))
+            seat.unfinished.discard(path)
+            self._unfinished.discard(path)
         elif tag == _worker.REPORT:
             (fraction,) = _worker.FRACTION.unpack_from(body)
             call.report(fraction, bytes(body[_worker.FRACTION.size :]).decode())
@@ -257,6 +266,7 @@ class ProcessExecutor(Pool):
             child.dismiss()
         for path in seat.unfinished:
             scope.remove(path)
+        self._unfinished -= seat.unfinished
         seat.unfinished.clear()
         starved, seat.starved = seat.starved, ""
         if starved and not seat.lost:
@@ -333,6 +343,12 @@ def _most_memory(config: ParallelConfig, workers: int) -> float:
     if config.max_worker_memory_mb is not None:
         return config.max_worker_memory_mb * 2**20
     return (config.memory_limit_bytes or 0) / workers
+
+
+def _remove_all(paths: set[str], owner: int) -> None:
+    if os.getpid() == owner:  # what the program has forked must not
+        for path in list(paths):
+            scope.remove(path)
 
 
 class _Unreadable(Exception):
