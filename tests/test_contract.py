@@ -414,6 +414,8 @@ class Boasting(Heedless):
 
     traits = dataclasses.replace(ThreadsBackend.traits, kills=True)
 
+    def kill(self, future: Future[Any]) -> None: ...
+
 
 class Hushing(Heedless):
     """Lets nobody know of what coroutines raise."""

@@ -195,7 +195,7 @@ class ChunkSizes:
         if deviation > mean and usual > SPREAD_SECONDS:
             wanted = 1
         self._size = max(1, min(wanted, most))
-        self._least = self.limit if usual <= 0 else int(LEAST_SECONDS / usual)
+        self._least = self.limit if usual <= 0 else int(min(self.limit, LEAST_SECONDS / usual))
 
     def next(self, left: int | None) -> int:
         """Items for the next chunk, at least 1; `left` is what remains of the input, where known."""

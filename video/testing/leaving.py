@@ -77,8 +77,8 @@ def a_killed_worker_leaves_no_unfinished_file(bench: Bench) -> None:
         found = runner.map(task, [0])
         holds(isinstance(found[0].error, ItemTimeout), f"the item ended otherwise: {found[0]}")
         holds(tasks.signed(place, "worker"), "the item timed out before it had begun")
-        holds(not (place / "ended").exists(), "its worker was not killed; the item came to its end")
         until(lambda: not (place / "clip.part").exists(), "its unfinished file is still there")
+        holds(not (place / "ended").exists(), "its worker was not killed; the item came to its end")
 
 
 @contextlib.contextmanager
