@@ -184,6 +184,8 @@ class Batch(Generic[R]):
 
     def _steer(self) -> None:
         """Go on with another engine, if it is time to."""
+        if self._reducer.broken is not None:
+            self._go_down(self._reducer.broken)
         pilot = self._pilot
         if pilot is None or not (pilot.eager or pilot.check_at <= time.monotonic()):
             return
@@ -250,8 +252,6 @@ class Batch(Generic[R]):
                 if self._abandoned:
                     raise ItemCancelled("its runner was closed while the batch ran")
                 self._steer()
-                if reducer.broken is not None:
-                    self._go_down(reducer.broken)
                 room = self._fill()
                 if self._mine is not None:
                     self._run_mine(*self._mine)
@@ -414,8 +414,6 @@ class Batch(Generic[R]):
         """The loop of `rounds` in another thread, while its own runs an item."""
         while not (relief.over or self._stopped or self._abandoned):
             self._steer()
-            if self._reducer.broken is not None:
-                self._go_down(self._reducer.broken)
             inline = self._engine.opened.traits.inline  # what is next is for the caller's thread, too
             room = not inline and self._fill()
             self._wait(block=not room)

@@ -104,7 +104,7 @@ class Gate:
             except Exception as error:  # noqa: BLE001  # the caller's key or cost: it costs this item alone
                 return Outcome(index, None, error, attempts)
         job.attempts = attempts
-        put_off = self._put_off.get(index, set())
+        put_off = self._put_off.get(index)
         for place, policy in enumerate(self._policies):
             try:
                 if place == 0 and index in self._foreseen:
@@ -113,14 +113,15 @@ class Gate:
                     verdict = policy.admit(job, now)
             except Exception as error:  # noqa: BLE001  # a key function, a store: it costs this item alone
                 verdict = Outcome(index, None, _failed(policy, error), attempts, origin=policy.name)
-            put_off.discard(place)
+            if put_off is not None:
+                put_off.discard(place)
             if verdict is None:
                 continue
             if isinstance(verdict, Outcome):
                 # Those after it may still count on its coming.
-                self._withdraw(job, now, [self._policies[one] for one in sorted(put_off)])
+                self._withdraw(job, now, [self._policies[one] for one in sorted(put_off or ())])
                 return self._settled(job, verdict, now, self._policies[:place], alone)
-            self._put_off[index] = put_off | {place}
+            self._put_off.setdefault(index, set()).add(place)
             self._withdraw(job, now, self._policies[:place])
             self._wait(job, now + verdict, alone)
             return verdict

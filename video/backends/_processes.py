@@ -72,10 +72,8 @@ class ProcessExecutor(Pool):
         """When children died before they were ready."""
         self._memory_deaths = _memory.deaths()
         self._nursery = None if launched is None else Nursery(launched)
-        self._unfinished: set[str] = set()
-        """Files of all seats. A program that ends in a hurry (a second Ctrl-C) does not wait for the threads
-        that remove them."""
-        weakref.finalize(self, _remove_all, self._unfinished, os.getpid())
+        # A program that ends in a hurry (a second Ctrl-C) does not wait for the threads that clear away.
+        weakref.finalize(self, _clear_away, os.getpid(), self._seats, self._lost)
         self._starting = threading.Lock()
 
     def make_seat(self) -> ProcessSeat:
@@ -159,13 +157,9 @@ class ProcessExecutor(Pool):
     def _hear(self, call: Call, seat: ProcessSeat, tag: bytes, body: Any) -> None:
         """What a worker says beside its results."""
         if tag == _worker.MADE:
-            path = os.fsdecode(bytes(body))
-            seat.unfinished.add(path)
-            self._unfinished.add(path)
+            seat.unfinished.add(os.fsdecode(bytes(body)))
         elif tag == _worker.GONE:
-            path = os.fsdecode(bytes(body))
-            seat.unfinished.discard(path)
-            self._unfinished.discard(path)
+            seat.unfinished.discard(os.fsdecode(bytes(body)))
         elif tag == _worker.REPORT:
             (fraction,) = _worker.FRACTION.unpack_from(body)
             call.report(fraction, bytes(body[_worker.FRACTION.size :]).decode())
@@ -266,7 +260,6 @@ class ProcessExecutor(Pool):
             child.dismiss()
         for path in seat.unfinished:
             scope.remove(path)
-        self._unfinished -= seat.unfinished
         seat.unfinished.clear()
         starved, seat.starved = seat.starved, ""
         if starved and not seat.lost:
@@ -345,9 +338,12 @@ def _most_memory(config: ParallelConfig, workers: int) -> float:
     return (config.memory_limit_bytes or 0) / workers
 
 
-def _remove_all(paths: set[str], owner: int) -> None:
-    if os.getpid() == owner:  # what the program has forked must not
-        for path in list(paths):
+def _clear_away(owner: int, *groups: set[Seat]) -> None:
+    """Remove what the children of these seats left unfinished."""
+    if os.getpid() != owner:  # what the program has forked must not
+        return
+    for seat in [seat for group in groups for seat in list(group) if isinstance(seat, ProcessSeat)]:
+        for path in list(seat.unfinished):
             scope.remove(path)
 
 

@@ -17,7 +17,7 @@ from video.errors import StoreError
 
 if TYPE_CHECKING:
     from video.cli.clips import Asked
-    from video.policies.checkpoint import Command
+    from video.policies.checkpoint import BatchInfo, Command
 
 EXAMPLES = """\b
 Examples:
@@ -222,5 +222,5 @@ def _file(place: Path) -> Path:
     return place / CHECKPOINT if place.is_dir() else place
 
 
-def _plain(info: object) -> dict[str, object]:
-    return dataclasses.asdict(info)  # type: ignore[call-overload,no-any-return]  # a BatchInfo
+def _plain(info: BatchInfo) -> dict[str, object]:
+    return {**dataclasses.asdict(info), "total": info.known}

@@ -133,7 +133,7 @@ class MemoryPolicy:
             self._refresh(now)
             flying = self._running(now)
             room = self._room(flying)
-            if len(self._waiting) < room or job in itertools.islice(self._heard_of(now), room):
+            if len(self._waiting) < room or job in itertools.islice(self._in_turn(now), room):
                 self._waiting.pop(job, None)
                 job.notes["memory"] = self._looks
                 self._flying[job.batch] = self._flying.get(job.batch, 0) + 1
@@ -203,12 +203,10 @@ class MemoryPolicy:
             self._heard[batch] = now
             self._refresh(now)
             why = ""
-            if self._used > self._budget and now >= self._spare_until:
-                if self._held.own > self._budget or not self._held.others:
-                    pass  # to end workers would not help
-                else:
-                    self._spare_until = now + SETTLE_SECONDS
-                    why = f"{_gb(self._used)} were held together, and the limit is {_gb(self._budget)}"
+            helps = bool(self._held.others) and self._held.own <= self._budget
+            if helps and self._used > self._budget and now >= self._spare_until:
+                self._spare_until = now + SETTLE_SECONDS
+                why = f"{_gb(self._used)} were held together, and the limit is {_gb(self._budget)}"
             return self._looked + LOOK_SECONDS, why
 
     def ended(self) -> None:
@@ -237,22 +235,16 @@ class MemoryPolicy:
 
     def _running(self, now: float) -> int:
         """Items that were admitted and have not ended, of batches that somebody reads."""
-        self._heard = {
-            batch: at
-            for batch, at in list(self._heard.items())
-            if batch in self._flying or now - at < HEARD_SECONDS
-        }
-        return sum(
-            count
-            for batch, count in list(self._flying.items())
-            if now - self._heard.get(batch, -math.inf) < HEARD_SECONDS
-        )
+        return sum(count for batch, count in list(self._flying.items()) if self._is_read(batch, now))
 
-    def _heard_of(self, now: float) -> Iterator[Job]:
+    def _in_turn(self, now: float) -> Iterator[Job]:
         """Those that wait, of batches that somebody reads."""
-        return (
-            job for job in list(self._waiting) if now - self._heard.get(job.batch, -math.inf) < HEARD_SECONDS
-        )
+        for job in list(self._waiting):
+            if self._is_read(job.batch, now):
+                yield job
+
+    def _is_read(self, batch: int, now: float) -> bool:
+        return now - self._heard.get(batch, -math.inf) < HEARD_SECONDS
 
     def _room(self, flying: int) -> int:
         """Items that may begin now, beside so many that run."""
@@ -282,6 +274,7 @@ class MemoryPolicy:
         ended, self._gone, self._new = self._gone, 0, 0
         passing, self._passing = self._passing, False
         self._looks += 1
+        self._heard = {batch: at for batch, at in list(self._heard.items()) if self._is_read(batch, now)}
         self._need *= 0.5 ** (past / FADE_SECONDS + ended / FADE_ITEMS)
         used, flying = self._used, self._running(now)
         self._seen = self._seen or ended > 0

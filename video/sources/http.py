@@ -42,7 +42,7 @@ _STATUS = {
     429: ("asks to slow down", "Wait a while, or fetch fewer at once."),
 }
 _TRANSIENT = frozenset((408, 500, 502, 503, 504))
-_PATIENT_SECONDS = 5.0
+_PATIENT_SECONDS = 5.0  # a worker may wait so long for a server that asks for it
 _REFILL = 1 << 20  # new bytes after which an attempt counts as progress, not as one more failure
 _NO_MEDIA = 'yt-dlp (pip install "parallel-video[download]") knows many pages and playlists.'
 
