@@ -36,7 +36,7 @@ TARGETS = {"exact": 1.0, "copy": 0.6, "smart": 0.15, "cheaper plan": 1.05}
 WORKER = """
 import json, sys, time
 started = time.process_time()
-from video import scope
+from video import resources, scope
 from video.media import smart, splice
 from video.media.cut import cut
 usual = smart.usual_costs
@@ -50,7 +50,7 @@ for line in sys.stdin:
     if call[-1] == "splice at any price":
         smart.usual_costs, call[-1] = dear, "smart"
     before = time.process_time()
-    with scope.entered(scope.Slot(threads or scope.usable_cpus())):
+    with scope.entered(scope.Slot(threads or resources.usable_cpus())):
         cut(*call)
     print(json.dumps(time.process_time() - before), flush=True)
 """

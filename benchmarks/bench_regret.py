@@ -264,9 +264,9 @@ def width(contestant: str) -> float:
 
 
 def cpus() -> int:
-    from video import scope
+    from video import resources
 
-    return scope.usable_cpus()
+    return resources.usable_cpus()
 
 
 # The stage: a program of its own, and what it answers.

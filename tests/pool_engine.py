@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from typing import Any
 
-from video import ParallelConfig, scope
+from video import ParallelConfig, resources
 from video.backends.base import Traits
 
 
@@ -58,7 +58,7 @@ class PoolBackend:
         self.config = config
 
     def open(self, workers: int) -> PoolExecutor:
-        threads = max(1, scope.usable_cpus() // workers)
+        threads = max(1, resources.usable_cpus() // workers)
         context = multiprocessing.get_context("forkserver")
         hooks = start, (threads, self.config.initializer)
         return PoolExecutor(functools.partial(ProcessPoolExecutor, workers, context, *hooks))

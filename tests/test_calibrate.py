@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.waiting import until
-from video import calibrate, registry, scope
+from video import calibrate, registry, resources
 from video.backends.base import Executor
 from video.backends.serial import SerialBackend
 from video.backends.thread import ThreadBackend
@@ -101,7 +101,7 @@ def test_nothing_is_left_running(name: str) -> None:
 
 
 def test_one_cpu_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scope, "usable_cpus", lambda: 1)
+    monkeypatch.setattr(resources, "usable_cpus", lambda: 1)
     assert calibrate.measure("thread").call > 0
 
 
@@ -217,13 +217,13 @@ def test_ctrl_c_leaves_what_was_stored(given: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["video.__version__", "sys.version", "platform.node", "video.scope.usable_cpus"]
+    "name", ["video.__version__", "sys.version", "platform.node", "video.resources.usable_cpus"]
 )
 def test_figures_of_another_version_or_machine_count_as_absent(
     name: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calibrate.calibrate(["serial"])
-    new: Any = {"platform.node": lambda: "other", "video.scope.usable_cpus": lambda: 97}.get(name, "99.0")
+    new: Any = {"platform.node": lambda: "other", "video.resources.usable_cpus": lambda: 97}.get(name, "99.0")
     monkeypatch.setattr(name, new)
     assert not calibrate.stored()
     assert calibrate.costs(["serial"])["serial"] != COST

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "video"
 
 FLOORS = [
-    ["errors", "outcome", "events", "scope"],
+    ["errors", "outcome", "events", "resources", "scope"],
     ["config", "models", "registry"],
     ["backends", "policies", "sources", "media", "telemetry"],
     [

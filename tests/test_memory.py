@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import video
 from tests import tasks
 from tests.waiting import until
-from video import ParallelConfig, scope
+from video import ParallelConfig, resources
 from video.backends.base import run_chunk
 from video.backends.process import ProcessBackend
 from video.errors import ConfigError, MemoryExceeded, Quarantined, WorkerOutOfMemory
@@ -499,7 +499,7 @@ def test_a_worker_that_keeps_more_than_its_share_is_replaced() -> None:
 
 def test_the_limit_may_be_a_share_of_what_there_is() -> None:
     limit = ParallelConfig(memory_limit_fraction=0.5).memory_limit_bytes
-    assert limit == 0.5 * scope.usable_memory()
+    assert limit == 0.5 * resources.usable_memory()
     assert 0 < limit < float("inf")
 
 

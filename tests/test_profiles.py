@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import tasks
-from video import profiles, scope
+from video import profiles, resources
 from video.profiles import folder, key, load, save
 from video.selector import Measured
 
@@ -424,7 +424,7 @@ def test_what_cannot_even_be_looked_at_has_no_key() -> None:
 def test_a_key_changes_with_versions_and_with_the_number_of_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {key(tasks.double)}
     with monkeypatch.context() as patch:
-        patch.setattr(scope, "usable_cpus", lambda: 97)
+        patch.setattr(resources, "usable_cpus", lambda: 97)
         keys.add(key(tasks.double))
     with monkeypatch.context() as patch:
         patch.setattr("video.__version__", "99.0")

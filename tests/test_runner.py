@@ -346,7 +346,7 @@ def test_closing_the_runner_ends_what_runs_and_its_unfinished_files(engine: str,
 
 
 def test_native_threads_share_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("video.scope.usable_cpus", lambda: 8)
+    monkeypatch.setattr("video.resources.usable_cpus", lambda: 8)
     with Runner(ParallelConfig(backend="thread", max_workers=4)) as runner:
         assert {one.value for one in runner.map(tasks.threads, range(8))} == {2}
         assert {one.value for one in runner.map(tasks.threads, range(2))} == {4}

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from video import profiles, scope, selector
+from video import profiles, resources, selector
 from video.backends.base import CHUNK_SECONDS, Executor
 from video.batch import Opened, Progress
 from video.errors import BackendUnavailable
@@ -272,7 +272,7 @@ class Auto:
         predicted, self._predicted = self._predicted, None
         if predicted is not None and predicted[:2] == (measured, left):
             return predicted[2:]
-        machine = Machine(self._cpus, min(scope.free_memory(), self._asked.memory))
+        machine = Machine(self._cpus, min(resources.free_memory(), self._asked.memory))
         asked = dataclasses.replace(self._asked, left=left)
         engines = self._engines(measured.wall * _count(left, measured))
         candidates: tuple[Candidate, ...] = ()

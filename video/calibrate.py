@@ -18,8 +18,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import video.scope as scope
-from video import profiles, registry
+from video import profiles, registry, resources
 from video.backends.base import Backend, Executor, Traits, run_chunk, run_packed
 from video.config import ParallelConfig
 from video.errors import BackendUnavailable, MissingDependency, VideoError
@@ -131,7 +130,7 @@ def measure(name: str) -> Cost:
     """
     kind = registry.backends.get(name)
     try:
-        return _measure(kind, min(WORKERS, scope.usable_cpus()), ParallelConfig(backend=name))
+        return _measure(kind, min(WORKERS, resources.usable_cpus()), ParallelConfig(backend=name))
     except VideoError:
         raise
     except Exception as error:

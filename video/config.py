@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from video import scope
+from video import resources
 from video.errors import ConfigError
 
 
@@ -166,7 +166,7 @@ class ParallelConfig:
         if self.memory_limit_gb is not None:
             return self.memory_limit_gb * 2**30
         if self.memory_limit_fraction is not None:
-            return self.memory_limit_fraction * scope.usable_memory()
+            return self.memory_limit_fraction * resources.usable_memory()
         return None
 
     @classmethod

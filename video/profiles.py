@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import video.scope as scope
+from video import resources
 from video.selector import Measured
 
 MOST_DAYS = 30
@@ -100,7 +100,7 @@ def versions() -> dict[str, str | int]:
         # It is loaded whenever this module is; to import it from here would point upward.
         "package": sys.modules["video"].__version__,
         "python": sys.version,
-        "cpus": scope.usable_cpus(),
+        "cpus": resources.usable_cpus(),
     }
 
 

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar, Unpack
 
 import video.scope as scope
-from video import plan, registry, selector
+from video import plan, registry, resources, selector
 from video.backends.base import Executor, Traits
 from video.batch import AT_HAND, Batch, Opened, is_coroutine_function
 from video.config import BackendType, ParallelConfig
@@ -247,7 +247,7 @@ class Runner:
             config,
             coroutine=is_coroutine_function(task),
             total=how.get("total"),
-            cpus=scope.usable_cpus() if slot is None else slot.threads,
+            cpus=resources.usable_cpus() if slot is None else slot.threads,
             nested=slot is not None,
             isolate=how.get("isolate", False),
         )
@@ -265,7 +265,7 @@ class Runner:
         choice = self.choose(task, **how)
         _, known = self._known(task, how)
         asked = self._asked(how)
-        machine = selector.Machine(scope.usable_cpus(), min(scope.free_memory(), asked.memory))
+        machine = selector.Machine(resources.usable_cpus(), min(resources.free_memory(), asked.memory))
         no_choice = choice.backend == "async" or scope.current() is not None
         engines = {} if no_choice else self._engines()
         candidates = tuple(selector.foresee(one, known, asked, machine) for one in engines.values())
@@ -375,7 +375,7 @@ class Runner:
         from video.backends import _pickling
 
         key, known = self._known(task, how)
-        cpus, threads = scope.usable_cpus(), self.config.threads_per_worker
+        cpus, threads = resources.usable_cpus(), self.config.threads_per_worker
         closings = self._closings
 
         def open_(choice: plan.Choice, own: bool) -> Opened:

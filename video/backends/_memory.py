@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from video import scope
+from video import resources
 
 
 def deaths(root: Path = Path("/")) -> int:
@@ -17,7 +17,7 @@ def deaths(root: Path = Path("/")) -> int:
     Sources: `memory.events` (cgroup v2), `memory.oom_control` (v1) and `oom_kill` of /proc/vmstat in the
     kernel's documentation; `memcg_memory_event` in mm/memcontrol.c.
     """
-    for folder in scope.control_groups("memory", str(root)):
+    for folder in resources.control_groups("memory", str(root)):
         for name in ("memory.events", "memory.oom_control"):
             if (count := _counted(Path(folder, name))) is not None:
                 return count

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import video.scope as scope
+from video import resources
 from video.backends import _pickling
 from video.backends._dask_call import (
     BEGAN,
@@ -651,7 +652,7 @@ class DaskExecutor:
     # Processes and threads
 
     def _start_cluster(self) -> Cluster:
-        threads = self._config.threads_per_worker or max(1, scope.usable_cpus() // self._workers)
+        threads = self._config.threads_per_worker or max(1, resources.usable_cpus() // self._workers)
         return Cluster(self._workers, threads, self._config.use_numba)
 
     def _start_loop(self) -> asyncio.AbstractEventLoop:

@@ -32,6 +32,7 @@ from concurrent.futures import BrokenExecutor, Future
 from typing import Any, ClassVar
 
 import video.scope as scope
+from video import resources
 from video.backends import _board, _loky, _memory, _nursery, _pickling
 from video.backends._guard import Guard
 from video.backends.base import ChunkLost, Ran, Traits, arrived, run_packed
@@ -92,7 +93,7 @@ class JoblibExecutor:
         self._owner = os.getpid()
         """What the program forks must not end our workers, nor wait for a lock that nobody there releases."""
         self._workers = workers
-        threads = config.threads_per_worker or max(1, scope.usable_cpus() // workers)
+        threads = config.threads_per_worker or max(1, resources.usable_cpus() // workers)
         self._environment = _nursery.worker_environment(threads, config.use_numba, dict(os.environ))
         hooks = config.initializer, config.finalizer
         self._hooks = _pickling.dumps_by_value(hooks) if any(hooks) else b""

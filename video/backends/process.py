@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, ClassVar
 
-import video.scope as scope
+from video import resources
 from video.backends import _nursery
 from video.backends.base import Traits
 from video.config import ParallelConfig
@@ -46,7 +46,7 @@ class ProcessBackend:
         if sys.platform == "win32":
             raise BackendUnavailable("needs Linux or macOS", subject="process", cure="Use the thread engine.")
         config = self._config
-        threads = config.threads_per_worker or max(1, scope.usable_cpus() // workers)
+        threads = config.threads_per_worker or max(1, resources.usable_cpus() // workers)
         method = config.start_method or ("forkserver" if sys.platform == "linux" else "spawn")
         launched = None
         try:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import click
 from rich.console import Console
 
+from video import resources
 from video.cli.common import SOME_FAILED_EXIT, STOPPED_EXIT, counted, go_on, output, people, say
 from video.models import VideoClipRequest, VideoClipResponse
 
@@ -62,9 +63,8 @@ def demo(out: Path, videos: int, count: int, workers: int | None) -> int:  # fmt
     The same work is then done by one worker with one codec thread, to show the speed-up. Nothing is
     downloaded, and nothing outside DIR is touched.
     """
-    from video import scope
 
-    workers = workers or scope.usable_cpus()
+    workers = workers or resources.usable_cpus()
     notes = people()
     try:
         samples = _samples(out / "samples", videos, workers, notes)

@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from video import scope
+from video import resources
 from video.errors import MemoryExceeded
 from video.events import logger
 from video.outcome import Outcome
@@ -77,7 +77,7 @@ class MemoryPolicy:
         *,
         collect: bool = True,
         look: Callable[[float], Held] | None = None,
-        free: Callable[[], float] = scope.free_memory,
+        free: Callable[[], float] = resources.free_memory,
     ) -> None:
         number("limit_bytes", limit_bytes, above=0.0)
         self.limit_bytes = limit_bytes

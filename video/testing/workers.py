@@ -8,7 +8,7 @@ import os
 import random
 from typing import Any
 
-from video import scope
+from video import resources
 from video.testing import tasks
 from video.testing.base import Bench, expect, folder, heard, holds, promise
 
@@ -16,7 +16,7 @@ from video.testing.base import Bench, expect, folder, heard, holds, promise
 @promise(8)
 def workers_share_the_cpus(bench: Bench) -> None:
     """Workers times their native threads are no more than the usable CPUs, or than one each."""
-    most = max(1, scope.usable_cpus() // 2)
+    most = max(1, resources.usable_cpus() // 2)
     with bench.runner(threads_per_worker=None) as runner:
         shares = {one.unwrap() for one in runner.map(tasks.threads, range(8))}
     inline = runner.choose(tasks.threads, total=8).workers == 1  # it has all CPUs to itself
