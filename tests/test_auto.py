@@ -22,12 +22,12 @@ from video import ParallelConfig, Runner, profiles, registry
 from video.auto import Auto
 from video.backends.process import ProcessBackend
 from video.batch import Batch, Opened, Progress
+from video.engines import EngineReplacedWarning
 from video.errors import BackendUnavailable, BatchFailed, ItemCancelled
 from video.events import Event, Kind
 from video.measure import Probe
 from video.outcome import Outcome
 from video.plan import Choice
-from video.runner import EngineReplacedWarning
 from video.selector import Asked, Measured
 
 
@@ -272,7 +272,7 @@ class Restless:
 def test_a_batch_that_never_stays_loses_and_doubles_nothing(tmp_path: Path, ordered: bool) -> None:
     with Runner() as runner:
         engines = [
-            Opened(*runner._engine(Choice(name, workers, 1, "it is its turn")))
+            runner._engines.open(Choice(name, workers, 1, "it is its turn"))
             for name, workers in [("thread", 1), ("process", 2), ("thread", 3), ("serial", 1)]
         ]
         pilot = Restless(engines)
@@ -316,7 +316,7 @@ def test_a_busy_probe_holds_up_no_other_batch(runner: Runner) -> None:
 def test_batches_of_many_sizes_leave_few_engines(runner: Runner) -> None:
     for total in range(3, 30):
         runner.map(sleeps, range(total))
-    assert len(runner._open) <= 4
+    assert len(runner._engines._open) <= 4
 
 
 def test_the_users_number_of_workers_holds_while_it_chooses(tmp_path: Path) -> None:
@@ -398,7 +398,7 @@ def test_a_batch_goes_back_to_an_engine_rather_than_end() -> None:
         return Opened(choice, backend(ParallelConfig()).open(choice.workers), backend.traits)
 
     with Runner() as runner:
-        auto = Auto(runner._engines, Asked(left=100), 2, None, opened, lambda _: None, lambda: "no")
+        auto = Auto(runner._eligible, Asked(left=100), 2, None, opened, lambda _: None, lambda: "no")
         auto._before["thread"] = "was left for another one before"
         auto._take(time.monotonic(), Progress(0, 0.0, 100), Measured(0.1, 0.1, 0.0))
     assert [choice.backend for choice in seen] == ["thread"]
@@ -468,7 +468,7 @@ def test_closing_ends_a_batch_that_still_chooses(runner: Runner) -> None:
         with pytest.raises(ItemCancelled):
             list(stream)
         closing.join()
-        assert runner._open == {}
+        assert runner._engines._open == {}
 
 
 def test_many_batches_at_once_each_get_their_own(runner: Runner) -> None:

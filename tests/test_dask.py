@@ -32,6 +32,7 @@ from video.backends import dask as engine
 from video.backends._pickling import Shipped
 from video.backends.base import ChunkLost, Executor, Ran, run_chunk
 from video.config import ParallelConfig
+from video.engines import EngineReplacedWarning
 from video.errors import (
     BackendUnavailable,
     ConfigError,
@@ -41,7 +42,7 @@ from video.errors import (
     WorkerDied,
 )
 from video.outcome import Outcome
-from video.runner import EngineReplacedWarning, Runner
+from video.runner import Runner
 
 distributed = pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")

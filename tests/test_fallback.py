@@ -17,9 +17,9 @@ import pytest
 
 from tests import tasks
 from video import ParallelConfig, Runner, registry
+from video.engines import EngineReplacedWarning
 from video.errors import BackendUnavailable, ConfigError
 from video.events import Event, Kind
-from video.runner import EngineReplacedWarning
 
 
 def replace(

@@ -28,6 +28,7 @@ FLOORS = [
         "relief",
         "batch",
         "auto",
+        "engines",
         "runner",
         "bench",
     ],

@@ -266,10 +266,10 @@ def test_a_program_that_ends_in_a_hurry_leaves_no_unfinished_file(tmp_path: Path
         while not os.path.exists(sys.argv[1]):
             time.sleep(0.01)
         time.sleep(0.3)
-        (executor, _), = runner._open.values()
+        (executor, _), = runner._engines._open.values()
         for seat in executor._seats:
             executor.stop(seat)
-        runner._open.clear()
+        runner._engines._open.clear()
         """,
     )
     part = tmp_path / "a.part.mp4"

@@ -8,11 +8,7 @@ import contextvars
 import dataclasses
 import difflib
 import functools
-import itertools
 import math
-import os
-import sys
-import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
@@ -22,18 +18,17 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar, Unpack
 
 import video.scope as scope
 from video import plan, registry, resources, selector
-from video.backends.base import Executor, Traits
 from video.batch import AT_HAND, Batch, Opened, is_coroutine_function
 from video.config import BackendType, ParallelConfig
+from video.engines import Engines
 from video.errors import (
     BackendUnavailable,
     BatchFailed,
     ConfigError,
-    ItemCancelled,
     NotPicklable,
     described,
 )
-from video.events import Event, Kind, Observer, emit, logger
+from video.events import Observer, logger
 from video.gate import Gate
 from video.outcome import Outcome
 from video.policies.base import Keeper, Policy
@@ -50,9 +45,6 @@ R = TypeVar("R")
 ORDERS = ("input", "shortest", "longest")
 CALIBRATED_FROM = 20.0
 """Seconds of work of which the half second that measuring the engines takes is a small part."""
-
-
-_owners = itertools.count(1)
 
 
 class How(TypedDict, total=False):
@@ -114,18 +106,11 @@ class Runner:
         self._observers = tuple(observers)
         row = (*standard(self.config, self._observers), *policies)
         self._policies = tuple(sorted(row, key=lambda policy: not policy.answers))
-        self._opening = Lock()
-        self._open: dict[tuple[str, int, int], tuple[Executor, Traits]] = {}
-        """Engines that are warm, by name, width, and the batch that has it for itself (0: all may use it)."""
+        self._engines = Engines(self.config, self._observers)
         self._latest: Callable[[], Decision | None] | None = None
-        self._closings = 0
-        """Batches from before the last one may open nothing any more."""
         self._calibrated = False
-        self._replaced: dict[str, tuple[str, str]] = {}
-        """Engines that cannot start or have broken down: what does their work, and which of both."""
+        self._lock = Lock()
         self._running: weakref.WeakSet[Batch[Any]] = weakref.WeakSet()
-        self._pid = os.getpid()
-        self._finalizer = weakref.finalize(self, _shut, self._open, self._pid)
 
     def map(
         self,
@@ -214,14 +199,15 @@ class Runner:
 
         A batch that still runs, in another thread, ends there with `ItemCancelled`.
         """
-        with self._opening:
-            if self._pid != os.getpid():  # after a fork: the batches are the parent's, and its workers too
-                self._running.clear()
-            self._closings += 1
-            for batch in list(self._running):
-                batch.abandon()
-            self._replaced.clear()
-            _shut(self._open, self._pid)
+        self._engines.close(self._abandon)
+
+    def _abandon(self) -> None:
+        if not self._engines.are_ours:  # after a fork: the batches are the parent's, and its workers too
+            self._running.clear()
+        with self._lock:
+            running = list(self._running)
+        for batch in running:
+            batch.abandon()
 
     def __enter__(self) -> Self:
         return self
@@ -267,13 +253,13 @@ class Runner:
         asked = self._asked(how)
         machine = selector.Machine(resources.usable_cpus(), min(resources.free_memory(), asked.memory))
         no_choice = choice.backend == "async" or scope.current() is not None
-        engines = {} if no_choice else self._engines()
+        engines = {} if no_choice else self._eligible()
         candidates = tuple(selector.foresee(one, known, asked, machine) for one in engines.values())
         if choice.measure and known is not None:
             best, reason = selector.decide(candidates)
             threads = plan.native_threads(self.config.threads_per_worker, machine.cpus, best.workers)
             choice = plan.Choice(best.backend, best.workers, threads, reason)
-        choice = self._replacement(choice)
+        choice = self._engines.replacement(choice)
         left = how.get("total")
         return Decision(
             choice.backend, choice.workers, choice.threads, choice.reason, candidates, known, machine, left
@@ -310,7 +296,7 @@ class Runner:
         watched = self._observers or gate is not None
         here = here and ordered and type(items) in AT_HAND and not watched and not prepared
         auto = self._auto(task, how, here) if choice.measure else None
-        opened = Opened(*self._engine(choice)) if auto is None else auto.first()
+        opened = self._engines.open(choice) if auto is None else auto.first()
         if is_coroutine_function(task) and not opened.traits.coroutines:
             raise ConfigError(
                 f"the {choice.backend} engine cannot run an `async def` task", cure='Use backend="async".'
@@ -325,10 +311,10 @@ class Runner:
             ruled.append(_decision(opened.choice, total))
             logger.info("%s", ruled[0].line)
         self._latest = lambda: ruled[-1] if ruled or auto is None else auto.decision
-        closings = self._closings
+        closings = self._engines.closings
 
         def step_down(choice: plan.Choice, error: BackendUnavailable) -> Opened:
-            simpler = self._step_down(closings, choice, error)
+            simpler = self._engines.step_down(choice, error, closings)
             ruled.append(_decision(simpler.choice, total))
             return simpler
 
@@ -347,7 +333,7 @@ class Runner:
             step_down=None if self.config.strict else step_down,
             order=order,
         )
-        with self._opening:
+        with self._lock:
             self._running.add(batch)
         return batch
 
@@ -376,10 +362,10 @@ class Runner:
 
         key, known = self._known(task, how)
         cpus, threads = resources.usable_cpus(), self.config.threads_per_worker
-        closings = self._closings
+        closings = self._engines.closings
 
         def open_(choice: plan.Choice, own: bool) -> Opened:
-            return Opened(*self._engine(choice, closings, own))
+            return self._engines.open(choice, closings, own)
 
         def crosses() -> str:
             try:
@@ -389,17 +375,9 @@ class Runner:
             return ""
 
         asked = self._asked(how)
-        return Auto(self._engines, asked, cpus, threads, open_, self._release, crosses, known, key, here)
-
-    def _release(self, executor: Executor) -> None:
-        """A batch does not need the engine any more that it had for itself."""
-        with self._opening:
-            if not getattr(executor, "idle", False):
-                return  # it ends when the runner does, which waits for what was given up
-            for key, (one, _) in list(self._open.items()):
-                if one is executor:
-                    del self._open[key]
-        executor.shutdown(wait=False)
+        return Auto(
+            self._eligible, asked, cpus, threads, open_, self._engines.release, crosses, known, key, here
+        )
 
     def _known(self, task: Callable[..., Any], how: How) -> tuple[str | None, selector.Measured | None]:
         """Under which key a task's items are remembered, and what is known of them."""
@@ -422,7 +400,7 @@ class Runner:
             memory=config.memory_limit_bytes or math.inf,
         )
 
-    def _engines(self, ahead: float = 0.0) -> dict[str, selector.Engine]:
+    def _eligible(self, ahead: float = 0.0) -> dict[str, selector.Engine]:
         """The engines that AUTO may take.
 
         :param ahead: seconds of work that are left; much of it is worth measuring first what engines cost.
@@ -438,8 +416,7 @@ class Runner:
         if ahead >= CALIBRATED_FROM and not self._calibrated and not calibrate.stored():
             self._calibrated = True  # even if it cannot be stored
             calibrate.calibrate(names[:3])
-        with self._opening:
-            open_ = list(self._open)
+        open_ = self._engines.warm()
         engines = {}
         for name, cost in calibrate.costs(names).items():
             traits = registry.backends.get(name).traits
@@ -448,98 +425,6 @@ class Runner:
         for name, words in missing.items():
             engines[name] = dataclasses.replace(engines["process"], name=name, missing=words)
         return engines
-
-    def _engine(
-        self, choice: plan.Choice, closings: int | None = None, own: bool = False
-    ) -> tuple[plan.Choice, Executor, Traits]:
-        """The engine that was chosen; where it cannot start, the next simpler one, with one warning.
-
-        :param closings: for a batch that began after so many closings of this runner.
-        :param own: for this batch alone.
-        """
-        told: list[Event] = []
-        try:
-            return self._first_that_starts(choice, closings, own, told)
-        finally:  # not under the lock: who is told may close the runner
-            for event in told:
-                emit(self._observers, event)
-            if told:
-                self._warn("; ".join(event.message for event in told), raises=closings is None)
-
-    def _first_that_starts(
-        self, asked: plan.Choice, closings: int | None, own: bool, told: list[Event]
-    ) -> tuple[plan.Choice, Executor, Traits]:
-        with self._opening:
-            if closings is not None and closings != self._closings:
-                raise ItemCancelled("its runner was closed while the batch ran")
-            if self._pid != os.getpid():  # after a fork: the workers are the parent's
-                self._pid = os.getpid()
-                self._open.clear()
-            while True:
-                choice = self._replacement(asked)
-                try:
-                    return choice, *self._executor(choice, own)
-                except BackendUnavailable as error:
-                    simpler = plan.simpler(choice.backend, timed=self.config.timeout is not None)
-                    if self.config.strict or simpler is None:
-                        told.clear()  # the error says all
-                        raise
-                    told.append(self._replace(choice.backend, simpler, "cannot start", error))
-
-    @staticmethod
-    def _warn(message: str, *, raises: bool) -> None:
-        """
-        :param raises: it may, where the user has made warnings errors; else that would end a batch that runs.
-        """
-        with contextlib.nullcontext() if raises else contextlib.suppress(EngineReplacedWarning):
-            warnings.warn(message, EngineReplacedWarning, stacklevel=_callers_level())
-
-    def _replace(self, name: str, simpler: str, what: str, error: BackendUnavailable) -> Event:
-        """From now on `simpler` does the work of this engine; what to tell of it."""
-        self._replaced[name] = simpler, what
-        message = f"the {name} engine {what}, {simpler} is used instead: {error}"
-        return Event(Kind.ENGINE_REPLACED, simpler, message=message, error=error)
-
-    def _step_down(self, closings: int, choice: plan.Choice, error: BackendUnavailable) -> Opened:
-        """A simpler engine for a batch whose own has broken down.
-
-        :raises BackendUnavailable: if there is none.
-        """
-        event = None
-        with self._opening:
-            simpler = plan.after_breakdown(choice.backend, timed=self.config.timeout is not None)
-            if simpler is None:
-                raise error
-            if choice.backend not in self._replaced:
-                event = self._replace(choice.backend, simpler, "has broken down", error)
-        if event is not None:
-            emit(self._observers, event)
-            logger.warning("%s", event.message)
-            self._warn(event.message, raises=False)
-        return Opened(*self._engine(choice, closings))
-
-    def _replacement(self, choice: plan.Choice) -> plan.Choice:
-        """The same on the engine that does this one's work, as far as is known: itself, where it was not
-        refused."""
-        name, why = choice.backend, ""
-        while name in self._replaced:
-            name, what = self._replaced[name]
-            why = why or f"{choice.backend} {what}"
-        return plan.instead(choice, name, why) if why else choice
-
-    def _executor(self, choice: plan.Choice, own: bool) -> tuple[Executor, Traits]:
-        key = choice.backend, choice.workers, next(_owners) if own else 0
-        if key not in self._open:
-            backend = registry.backends.get(choice.backend)(self.config)
-            executor, traits = backend.open(choice.workers), backend.traits
-            if traits.kills and not hasattr(executor, "kill"):
-                executor.shutdown(wait=False)
-                raise ConfigError(
-                    f"the {choice.backend} engine says that it kills, and its executor has no method `kill`",
-                    cure="Its author has to add one, or to say `kills=False`.",
-                )
-            self._open[key] = executor, traits
-        return self._open[key]
 
 
 def _decision(choice: plan.Choice, total: int | None) -> Decision:
@@ -589,10 +474,6 @@ def _weight(cost: Callable[[Any], float], item: Any, name: str | None = None) ->
     return weight
 
 
-class EngineReplacedWarning(RuntimeWarning):
-    """An engine cannot start here, or has broken down, and a simpler one does its work."""
-
-
 class Stream(Generic[R]):
     """Outcomes of a running batch, one by one. Leaving it (`close`, or the end of a `with` block) cancels
     what waits and gives up what runs."""
@@ -637,17 +518,3 @@ def _flat(rounds: Generator[list[Outcome[R]], None, None]) -> Generator[Outcome[
     with contextlib.closing(rounds):
         for outcomes in rounds:
             yield from outcomes
-
-
-def _callers_level() -> int:
-    """The `stacklevel` of the first frame outside this package, seen from the calling function."""
-    level, frame = 1, sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("video."):
-        level, frame = level + 1, frame.f_back  # type: ignore[assignment]  # None at the end
-    return level
-
-
-def _shut(executors: dict[tuple[str, int, int], tuple[Executor, Traits]], owner: int) -> None:
-    while executors and os.getpid() == owner:  # a forked child must not end its parent's workers
-        _, (executor, _) = executors.popitem()
-        executor.shutdown(wait=True, cancel_futures=True)
