@@ -26,7 +26,7 @@ from video.selector import Asked, Candidate, Decision, Engine, Machine, Measured
 
 IN_PLACE = ("serial", "thread")
 """Engines to which nothing needs to cross."""
-LOOKS = (0.001, 0.006, 0.012, 0.025, 0.05, 0.1, 0.25)
+LOOKS = (0.001, 0.003, 0.006, 0.012, 0.025, 0.05, 0.1, 0.25)
 """Seconds after which the probe is looked at, whatever has ended: at the first the listening to the lock
 begins, by the last it is decided, even if the first item still runs: the others shall not wait for it."""
 ENOUGH_SECONDS = 0.025
@@ -35,9 +35,8 @@ ENOUGH_ITEMS = 2
 FREE = 0.2
 """An item that holds the lock for less of its time, and was listened to for `FREE_SECONDS`, suits threads,
 however long it takes."""
-FREE_SECONDS = 0.0045
-WAIT_SECONDS = 0.004
-"""The same for one that uses no CPU either."""
+FREE_SECONDS = 0.0018
+"""Of one that never lets go by itself, nothing is heard for 5 ms."""
 WATCH_SECONDS = 0.1
 """The first look at progress comes no earlier."""
 FEW_ITEMS, FEW_SECONDS = 8, 1.0
@@ -215,7 +214,7 @@ class Auto:
         if self._known is not None:
             load = max(self._known.load, measured.load)
             known = dataclasses.replace(self._known, pickles=measured.pickles, load=load)
-            if probe.items or late or self._looks > 3:
+            if probe.items or late or self._looks > 4:
                 return self._decide(now, progress, known)
             return None
         if self._doubtful is not None:
@@ -238,11 +237,7 @@ class Auto:
         """The probe has seen enough. Items that fail tell nothing: the next ones may not."""
         if probe.items and not measured.items:
             return False
-        if measured.gil < FREE:
-            waits = measured.cpu < selector.WAITS * measured.wall
-            if probe.heard >= (WAIT_SECONDS if waits else FREE_SECONDS):
-                return True
-        return self._enough(probe)
+        return (measured.gil < FREE and probe.heard >= FREE_SECONDS) or self._enough(probe)
 
     def _short(self, probe: Probe, progress: Progress) -> Measured | None:
         """What items take at best, if even so no engine does what is left sooner than this thread."""

@@ -31,6 +31,8 @@ if sys.platform != "win32":
 NAP_SECONDS = 0.0005
 LATE_SECONDS = 0.001
 """A nap may last this much too long for no reason but the timer's."""
+_SMALL = frozenset((int, float, bool, type(None)))
+"""Types that cross at next to no cost: to try would be most of what the probe of a tiny item takes."""
 LOADED = 3.0
 """A first item that took this many times longer than the next ones was loading something."""
 
@@ -90,6 +92,9 @@ class Carried:
     refused: str = ""
 
     def add(self, value: Any) -> None:
+        if type(value) in _SMALL:
+            self.bytes += sys.getsizeof(value)
+            return
         began = time.perf_counter()
         try:
             packed = _pickling.pack([value])
