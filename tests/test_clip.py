@@ -30,6 +30,7 @@ from video import (
     create_high_performance_processor,
 )
 from video.errors import ConfigError, SourceNotFound
+from video.events import Event, Kind
 from video.media import base
 from video.media.cut import cut
 from video.media.probe import measure, probe
@@ -143,10 +144,50 @@ def test_two_inputs_of_one_name_do_not_share_outputs(
     assert [path.name for path in paths] == [
         "coast-01.mp4",
         "coast-2-01.mp4",
-        "coast-3-01.mp4",
-        "COAST-4-01.mp4",
+        "coast-01.mp4",
+        "COAST-3-01.mp4",
     ]
     assert all(path.exists() for path in paths)
+
+
+@pytest.mark.parametrize("engine", ["thread", "process"])
+def test_a_request_that_comes_twice_in_a_batch_runs_once_and_both_have_its_clips(
+    engine: str, processor: VideoClipProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    first, other, again = processor.process_batch_parallel(
+        [ask(samples[0], tmp_path), ask(samples[0], tmp_path, count=1), ask(samples[0], tmp_path)], engine
+    )
+    assert (first.attempts, other.attempts, again.attempts) == (1, 1, 0)
+    assert again.clips == first.clips
+    assert files(tmp_path) == sorted(clip.path.name for clip in (*first.clips, *other.clips))
+
+
+def test_a_failure_that_is_the_videos_own_is_shared_by_a_request_that_comes_twice(
+    processor: VideoClipProcessor, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"nothing" * 1000)
+    first, again = processor.process_batch_parallel([ask(broken, tmp_path / "out")] * 2)
+    assert not first.success
+    assert not again.success
+    assert again.error == first.error
+
+
+@pytest.mark.parametrize("order", ["shortest", "longest"])
+def test_videos_run_by_the_size_of_their_files_and_keep_their_places(
+    order: str, samples: list[Path], tmp_path: Path
+) -> None:
+    sources = sorted(samples, key=lambda one: one.stat().st_size, reverse=order == "shortest")
+    ended: list[int | None] = []
+
+    def watch(event: Event) -> None:
+        if event.kind is Kind.ITEM_FINISHED:
+            ended.append(event.index)
+
+    with VideoClipProcessor(ParallelConfig(backend="serial"), observers=[watch]) as processor:
+        responses = processor.process_batch_parallel([ask(one, tmp_path) for one in sources], order=order)
+    assert [response.source for response in responses] == list(map(str, sources))
+    assert ended == list(range(len(sources)))[::-1]
 
 
 def test_a_later_batch_with_a_namesake_leaves_the_earlier_clips_alone(

@@ -28,9 +28,14 @@ def run(folder: Path, *sources: str, stem: str = "a") -> list[str]:
 
 
 def test_every_later_batch_gives_a_source_the_name_that_it_had(tmp_path: Path) -> None:
-    assert run(tmp_path, "x", "y", "x", "z") == ["a", "a-2", "a-3", "a-4"]
-    assert run(tmp_path, "z", "y") == ["a-4", "a-2"]
-    assert run(tmp_path, "new", "x", "x", "x") == ["a-5", "a", "a-3", "a-6"]
+    assert run(tmp_path, "x", "y", "z") == ["a", "a-2", "a-3"]
+    assert run(tmp_path, "z", "y") == ["a-3", "a-2"]
+    assert run(tmp_path, "new", "x") == ["a-4", "a"]
+
+
+def test_a_source_of_which_the_same_is_wanted_twice_keeps_its_name(tmp_path: Path) -> None:
+    assert run(tmp_path, "x", "y", "x", "z") == ["a", "a-2", "a", "a-3"]
+    assert run(tmp_path, "new", "x", "x") == ["a-4", "a", "a"]
 
 
 def test_a_source_that_comes_twice_keeps_a_name_for_each_thing_that_is_wanted_of_it(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import click
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -63,6 +63,7 @@ class Asked(BaseModel):
     backend: str
     workers: int | None = Field(default=None, ge=1)
     timeout: float | None = Field(default=None, gt=0)
+    order: Literal["input", "shortest", "longest"] = "input"
     more: dict[str, str] = Field(default_factory=dict)
     """Settings by their names, as text."""
 
@@ -176,6 +177,14 @@ class Asked(BaseModel):
 )
 @engine_options
 @click.option(
+    "--order",
+    type=click.Choice(["input", "shortest", "longest"]),
+    default="input",
+    show_default=True,
+    help="Which videos come first, by the size of their files: shortest, so that most are done soon, or "
+    "longest, so that no worker ends with a long one.",
+)
+@click.option(
     "--set",
     "more",
     multiple=True,
@@ -194,8 +203,8 @@ class Asked(BaseModel):
 def clips(
     inputs: tuple[str, ...], out: Path, count: int, min_length: float | None, max_length: float,
     mode: str, format_: str, resume: bool, checkpoint: Path | None, batch: str | None, fork: bool,
-    retries: int, backend: str, workers: int | None, timeout: float | None, more: tuple[str, ...],
-    json: bool, explain: bool, dry_run: bool, debug: bool,
+    retries: int, backend: str, workers: int | None, timeout: float | None, order: str,
+    more: tuple[str, ...], json: bool, explain: bool, dry_run: bool, debug: bool,
 ) -> int:  # fmt: skip
     """Cut the highlights out of videos.
 
@@ -209,7 +218,8 @@ def clips(
         asked = Asked.model_validate({
             "sources": sources, "out": str(out), "count": count, "min_length": min_length,
             "max_length": max_length, "mode": mode, "format": format_, "retries": retries,
-            "backend": backend, "workers": workers, "timeout": timeout, "more": settings_of(more),
+            "backend": backend, "workers": workers, "timeout": timeout, "order": order,
+            "more": settings_of(more),
         })  # fmt: skip
     except ValidationError as error:
         raise click.UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
@@ -269,7 +279,7 @@ def run_clips(
                 stack.enter_context(kept)
             if explain:
                 say(console, str(processor.explain(requests, asked.backend)))
-            for ready in processor.stream_process(requests, checkpoint=kept):
+            for ready in processor.stream_process(requests, checkpoint=kept, order=asked.order):
                 go_on()
                 responses += ready
                 if lines:

@@ -49,7 +49,9 @@ class Book:
         self._owned: dict[str, list[str]] = {}
         """The names of each owner, as they are compared."""
         self._used: set[str] = set()
-        """Given in this batch: a source that comes twice has two names."""
+        """Given in this batch: a source that comes twice for two things has two names."""
+        self._given: dict[tuple[str, Claim], str] = {}
+        """The same, for each thing: one that is asked for again is the same, and so is its name."""
         self._numbers: dict[str, int] = {}
         """The last number that was tried for each name."""
         self._file: tuple[int, int] = (0, 0)
@@ -74,6 +76,8 @@ class Book:
         :raises OutputError: if it cannot be written down.
         """
         mine = Claim(_digest(source), _digest(wants))
+        if (given := self._given.get((stem, mine))) is not None:
+            return given
         with self._open() as file:
             self._read(file)
             found = self._had(stem, mine, clash)
@@ -83,6 +87,7 @@ class Book:
                 if self._claims[_key(found)].owner != mine.owner:  # another program was quicker
                     found = None
         self._used.add(_key(found))
+        self._given[stem, mine] = found
         return found
 
     def _had(self, stem: str, mine: Claim, clash: Callable[[str], bool]) -> str | None:

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import sys
 import weakref
@@ -86,8 +87,12 @@ class Processor(ABC, Generic[Request, Response]):
         self._error_handler: Callable[[BaseException, Any], Response | None] | None = None
 
     def _policies(self) -> list[Policy]:
+        from video.policies.twins import Twins
+
+        this = weakref.proxy(self)  # so that one that is dropped is freed at once
+        twins = Twins(lambda job: this._known_by(job))
         if not self.config.enable_caching:
-            return []
+            return [twins]
         from video.policies.cache import CachePolicy, CacheStore, MemoryCache, SqliteCache
 
         path = self.config.cache_path
@@ -104,7 +109,8 @@ class Processor(ABC, Generic[Request, Response]):
                 decode=self.value,
                 inputs=self.inputs,
                 outputs=self.outputs,
-            )
+            ),
+            twins,
         ]
 
     def set_error_handler(self, handler: Callable[[BaseException, Any], Response | None] | None) -> None:
@@ -138,6 +144,7 @@ class Processor(ABC, Generic[Request, Response]):
         backend: BackendType | str = BackendType.AUTO,
         *,
         checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+        order: str = "input",
     ) -> list[Response]:
         """One response for each request, in input order; what goes wrong stands inside it.
 
@@ -146,10 +153,12 @@ class Processor(ABC, Generic[Request, Response]):
         :param checkpoint: a file in which the batch writes down what is done, or what `open_checkpoint`
             gives. A batch that is run again, after a kill or with more requests, then runs only what is not
             done, or whose outputs have changed since.
+        :param order: in which they run: "input", or by the size of their files "shortest" or "longest" first;
+            the input is then read to its end first. Responses keep their places.
         :raises UnknownName, MissingDependency, BackendUnavailable: if there is no such engine here.
         :raises StoreError: if the checkpoint cannot be used.
         """
-        lists = self.stream_process(requests, backend=backend, checkpoint=checkpoint)
+        lists = self.stream_process(requests, backend=backend, checkpoint=checkpoint, order=order)
         return [one for batch in lists for one in batch]
 
     def open_checkpoint(
@@ -176,13 +185,16 @@ class Processor(ABC, Generic[Request, Response]):
             path,
             batch=batch or self.batch_name,
             fingerprint=settings,
-            key=lambda job: f"refused: {job}" if isinstance(job, VideoError) else self.job_key(job),
+            key=self._known_by,
             encode=self.plain,
             decode=self.value,
             outputs=self.outputs,
             fork=fork,
             command=command,
         )
+
+    def _known_by(self, job: Any) -> str:
+        return f"refused: {job}" if isinstance(job, VideoError) else self.job_key(job)
 
     def job_key(self, job: Any) -> str:
         """What a job is known by in later runs, whatever its place in the batch; its inputs count, too."""
@@ -210,6 +222,16 @@ class Processor(ABC, Generic[Request, Response]):
         """Files on this machine that a job reads."""
         return ()
 
+    def weight(self, job: Any) -> float:
+        """By which jobs are ordered: bytes of its inputs; infinite where nobody knows yet."""
+        if isinstance(job, VideoError):
+            return 0.0
+        sizes = []
+        for path in self.inputs(job):
+            with contextlib.suppress(OSError):
+                sizes.append(path.stat().st_size)
+        return float(sum(sizes)) if sizes else math.inf
+
     def outputs(self, value: Any) -> Iterable[Path]:
         """Files that a job has written."""
         return ()
@@ -220,9 +242,10 @@ class Processor(ABC, Generic[Request, Response]):
         backend: BackendType | str = BackendType.AUTO,
         *,
         checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+        order: str = "input",
     ) -> list[Response]:
         """`process_batch_parallel` for async callers; the event loop is never blocked."""
-        batch, opened = _Batch(self, requests, backend), None
+        batch, opened = _Batch(self, requests, backend, order), None
         if isinstance(checkpoint, str | os.PathLike):
             opened = checkpoint = await asyncio.to_thread(self.open_checkpoint, checkpoint)
         try:
@@ -239,13 +262,14 @@ class Processor(ABC, Generic[Request, Response]):
         *,
         backend: BackendType | str = BackendType.AUTO,
         checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+        order: str = "input",
     ) -> Iterator[list[Response]]:
         """Responses in input order, in lists, for inputs of any length: only a bounded number of requests
         and responses is held.
 
         :param batch_size: length of the lists (the last may be shorter); None: whatever is ready.
         """
-        batch = _Batch(self, requests, backend)
+        batch = _Batch(self, requests, backend, order)
         lists = self._lists(batch, checkpoint)
         if batch_size is None:
             return lists
@@ -354,6 +378,7 @@ class _Batch(Generic[Request, Response]):
         processor: Processor[Request, Response],
         requests: Iterable[Any],
         backend: str,
+        order: str,
     ) -> None:
         if isinstance(requests, str | bytes | os.PathLike | Mapping | BaseModel):
             raise ConfigError("requests is a single one", cure="Put it into a list.")
@@ -367,7 +392,10 @@ class _Batch(Generic[Request, Response]):
             "backend": backend,
             "isolate": processor.isolate,
             "key": lambda job: "" if isinstance(job, VideoError) else processor.resource(job),
+            "order": order,
         }
+        if order != "input":
+            self.call["cost"] = processor.weight
         self._processor = processor
         self._choice = choice
         self._asked: dict[int, tuple[Any, str, Request | None]] = {}
