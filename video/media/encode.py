@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
+from av.audio.stream import AudioStream
 from av.container import OutputContainer
-from av.error import ArgumentError
+from av.error import ArgumentError, FFmpegError
 from av.filter import Graph
+from av.stream import Stream
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from video import scope
-from video.errors import OutputError, UnsupportedMedia
+from video.errors import ConfigError, OutputError, UnsupportedMedia
 from video.media import base
 from video.media.chain import picture_source
 
@@ -58,17 +62,21 @@ class Encoding:
     key_seconds: Fraction | None = None
     """A key frame at the first picture of each such span; None: where the encoder wants them."""
 
-    @property
-    def takes(self) -> frozenset[str]:
-        """The formats of pictures that the encoder takes.
+    def accepts(self, pixels: str) -> bool:
+        """Whether the encoder takes pictures of this format.
 
         :raises UnsupportedMedia: there is no such encoder here.
         """
-        return _takes(self.video)
+        known = _formats(self.video)
+        return not known or pixels in known
+
+    @property
+    def keeps_full_range(self) -> bool:
+        return self.pixels == "yuv420p" and self.accepts("yuvj420p")
 
 
 @functools.cache
-def _takes(encoder: str) -> frozenset[str]:
+def _formats(encoder: str) -> frozenset[str]:
     try:
         codec = av.Codec(encoder, "w")
     except ValueError:
@@ -136,8 +144,8 @@ class Fit:
         shape = base.fraction(video.sample_aspect_ratio)
         self.width, self.height = base.displayed_size(first.width, first.height, shape, self._rotation)
         self._stored = base.displayed_size(first.width, first.height, shape, 0)
-        full = first.format.name == "yuvj420p" and encoding.pixels == "yuv420p"
-        self.pixels = "yuvj420p" if full and "yuvj420p" in encoding.takes else encoding.pixels
+        full = first.format.name == "yuvj420p" and encoding.keeps_full_range
+        self.pixels = "yuvj420p" if full else encoding.pixels
         self._graphs: dict[tuple[int, int, str], Graph] = {}
 
     def __call__(self, frame: VideoFrame) -> VideoFrame:
@@ -193,6 +201,8 @@ def x265_threads(threads: int) -> str:
 
 def _own_options(encoding: Encoding, width: int, threads: int) -> dict[str, str]:
     """Options of the encoder, with what this machine and this slot ask of it."""
+    if encoding.video == "libsvtav1":
+        os.environ.setdefault("SVT_LOG", "1")  # else it writes its settings to standard error, each time
     options = dict(encoding.options)
     own = {
         "libx264": ("x264-params", "asm=AVX2" if avx512_is_unsafe(width) else ""),
@@ -205,6 +215,37 @@ def _own_options(encoding: Encoding, width: int, threads: int) -> dict[str, str]
     return options
 
 
+def new_stream(out: OutputContainer, encoder: str, **settings: Any) -> Stream:
+    """A stream of this output, of an encoder that is not open yet.
+
+    :raises UnsupportedMedia: there is no such encoder here, or its container cannot hold what it makes.
+    """
+    try:
+        return out.add_stream(encoder, **settings)
+    except ValueError as error:
+        raise UnsupportedMedia(
+            f"cannot be used ({error})", subject=encoder, cure="Choose another codec, or another container."
+        ) from error
+
+
+def open_encoder(stream: VideoStream | AudioStream, options: Mapping[str, str]) -> None:
+    """Open the encoder of a stream, all of whose settings are made.
+
+    :raises ConfigError: it refuses them, or does not know one.
+    """
+    context, name = stream.codec_context, stream.codec_context.name
+    cure = "Check its options, and the size and format of the pictures."
+    try:
+        context.open()
+    except FFmpegError as error:
+        if isinstance(error, MemoryError):
+            raise
+        words = f"refuses its settings, or cannot run on this machine ({error.strerror})"
+        raise ConfigError(words, subject=name, cure=cure) from error
+    if unknown := sorted(options.keys() & context.options.keys()):
+        raise ConfigError(f"has no option {unknown[0]!r}", subject=name, cure=cure)
+
+
 class PictureWriter:
     """Encodes pictures, keeping their own distances in time."""
 
@@ -214,13 +255,11 @@ class PictureWriter:
         encoding: Encoding,
         first: VideoFrame,
         rate: Fraction | int,
-        tags: VideoFrame | None = None,
         threads: int | None = None,
     ) -> None:
         """
-        :param first: what pictures are like; its time base counts for all.
+        :param first: what pictures are like; its time base and colour tags count for all.
         :param rate: usual pictures a second; only encoders' guesses and some headers depend on it.
-        :param tags: has the colour tags; None: `first`.
         :param threads: of the encoder; None: this slot's share.
         """
         self.frames = 0
@@ -229,16 +268,17 @@ class PictureWriter:
         self.last = 0
         self._out = out
         assert first.time_base is not None
-        self._tick = first.time_base
+        self.tick = first.time_base
         self._held: tuple[int, VideoFrame] | None = None
         self._key_seconds = encoding.key_seconds
         self._next_key = Fraction(0)
         threads = scope.native_threads() if threads is None else threads
-        stream = out.add_stream(
+        stream = new_stream(
+            out,
             encoding.video,
             rate=rate,
             options=_own_options(encoding, first.width, threads),
-            time_base=self._tick,
+            time_base=self.tick,
             width=first.width,
             height=first.height,
         )
@@ -250,11 +290,11 @@ class PictureWriter:
         context.thread_type = "FRAME"  # PyAV's default, slices, costs quality
         if encoding.video in _HEVC and out.format.name in _APPLE:
             context.codec_tag = "hvc1"  # Apple's players refuse the default
-        tags = tags or first
-        context.color_range = tags.color_range
-        context.colorspace = _BT709 if tags.colorspace == _RGB else tags.colorspace
-        context.color_primaries = tags.color_primaries
-        context.color_trc = tags.color_trc
+        context.color_range = first.color_range
+        context.colorspace = _BT709 if first.colorspace == _RGB else first.colorspace
+        context.color_primaries = first.color_primaries
+        context.color_trc = first.color_trc
+        open_encoder(stream, encoding.options)
         self._stream = stream
 
     def write(self, pts: int, frame: VideoFrame) -> None:
@@ -273,12 +313,12 @@ class PictureWriter:
     def _encode(self, pts: int, frame: VideoFrame, duration: int) -> None:
         # All of it each time: several encoders may have the same frame.
         frame.pts = pts
-        frame.time_base = self._tick
+        frame.time_base = self.tick
         frame.duration = duration
         frame.pict_type = PictureType.NONE  # else x264 repeats the source's choice of key frames
-        if self._key_seconds is not None and pts * self._tick >= self._next_key:
+        if self._key_seconds is not None and pts * self.tick >= self._next_key:
             frame.pict_type = PictureType.I
-            self._next_key = (pts * self._tick // self._key_seconds + 1) * self._key_seconds
+            self._next_key = (pts * self.tick // self._key_seconds + 1) * self._key_seconds
         self._out.mux(self._stream.encode(frame))
         self.first = pts if self.first is None else self.first
         self.last = pts

@@ -154,7 +154,7 @@ class _Clip:
         fitted = self.fit(frame)
         if self._pictures is None:
             rate = base.frame_rate(self._video) or 25
-            self._pictures = PictureWriter(self._out, CLIP, fitted, rate, tags=frame)
+            self._pictures = PictureWriter(self._out, CLIP, fitted, rate)
             if self._audio is not None:
                 self._sound = SoundWriter(self._out, self._audio, CLIP)
         self._pictures.write(pts, fitted)

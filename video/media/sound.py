@@ -20,7 +20,7 @@ from av.packet import Packet
 
 from video.media import base
 from video.media.chain import Chain
-from video.media.encode import Encoding
+from video.media.encode import Encoding, new_stream, open_encoder
 from video.media.seek import stamp_seconds
 
 RUN_UP_SECONDS = Fraction(1, 2)
@@ -103,7 +103,8 @@ class SoundWriter:
         codec = encoding.audio
         rates = av.Codec(codec, "w").audio_rates or []
         layout = _LAYOUTS.get(context.channels, "stereo")
-        stream = out.add_stream(
+        stream = new_stream(
+            out,
             codec,
             rate=context.sample_rate if context.sample_rate in rates else 48_000,
             bit_rate=max(96_000, encoding.audio_bit_rate * av.AudioLayout(layout).nb_channels),
@@ -111,6 +112,7 @@ class SoundWriter:
             options=dict(encoding.audio_options),
         )
         assert isinstance(stream, AudioStream)
+        open_encoder(stream, encoding.audio_options)
         self._stream = stream
 
     def write(self, frame: AudioFrame) -> None:
