@@ -37,6 +37,8 @@ _ROUNDING_SECONDS = Fraction(3, 1000)
 _RGB, _BT709 = 0, 1  # AVColorSpace
 _HEVC = {"libx265", "hevc_nvenc", "hevc_qsv", "hevc_vaapi", "hevc_videotoolbox", "hevc_amf"}
 _APPLE = {"mp4", "mov"}
+HVC1 = "hvc1"
+"""The tag of HEVC in mp4 that Apple's players take; the default they refuse."""
 
 
 def _clip_options() -> dict[str, str]:
@@ -199,7 +201,7 @@ def x265_threads(threads: int) -> str:
     return "pools=none:frame-threads=1" if threads == 1 else f"pools={threads}"
 
 
-def _own_options(encoding: Encoding, width: int, threads: int) -> dict[str, str]:
+def own_options(encoding: Encoding, width: int, threads: int) -> dict[str, str]:
     """Options of the encoder, with what this machine and this slot ask of it."""
     if encoding.video == "libsvtav1":
         os.environ.setdefault("SVT_LOG", "1")  # else it writes its settings to standard error, each time
@@ -277,7 +279,7 @@ class PictureWriter:
             out,
             encoding.video,
             rate=rate,
-            options=_own_options(encoding, first.width, threads),
+            options=own_options(encoding, first.width, threads),
             time_base=self.tick,
             width=first.width,
             height=first.height,
@@ -289,7 +291,7 @@ class PictureWriter:
         context.thread_count = threads
         context.thread_type = "FRAME"  # PyAV's default, slices, costs quality
         if encoding.video in _HEVC and out.format.name in _APPLE:
-            context.codec_tag = "hvc1"  # Apple's players refuse the default
+            context.codec_tag = HVC1
         context.color_range = first.color_range
         context.colorspace = _BT709 if first.colorspace == _RGB else first.colorspace
         context.color_primaries = first.color_primaries

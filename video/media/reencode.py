@@ -134,7 +134,9 @@ def write(
     clip = _Clip(out, video, audio)
     span = read(container, video, audio, start, end, clip)
     assert clip.fit is not None
-    return Written(span.first, span.last, span.end, (clip.fit.width, clip.fit.height), span.frames)
+    assert clip.pictures is not None
+    size = (clip.fit.width, clip.fit.height)
+    return Written(span.first, span.last, span.end, size, clip.pictures.frames)
 
 
 class _Clip:
@@ -142,30 +144,30 @@ class _Clip:
 
     def __init__(self, out: OutputContainer, video: VideoStream, audio: AudioStream | None) -> None:
         self.fit: Fit | None = None
+        self.pictures: PictureWriter | None = None
         self._out = out
         self._video = video
         self._audio = audio
-        self._pictures: PictureWriter | None = None
         self._sound: SoundWriter | None = None
         self._length = Fraction(0)
 
     def picture(self, pts: int, frame: VideoFrame) -> None:
         self.fit = self.fit or Fit(frame, self._video)
         fitted = self.fit(frame)
-        if self._pictures is None:
+        if self.pictures is None:
             rate = base.frame_rate(self._video) or 25
-            self._pictures = PictureWriter(self._out, CLIP, fitted, rate)
+            self.pictures = PictureWriter(self._out, CLIP, fitted, rate)
             if self._audio is not None:
                 self._sound = SoundWriter(self._out, self._audio, CLIP)
-        self._pictures.write(pts, fitted)
+        self.pictures.write(pts, fitted)
 
     def sound(self, frame: AudioFrame) -> None:
         assert self._sound is not None
         self._sound.write(frame)
 
     def ended(self, end: int) -> None:
-        assert self._pictures is not None
-        self._pictures.finish(end)
+        assert self.pictures is not None
+        self.pictures.finish(end)
         self._length = end * base.fraction(self._video.time_base)
 
     def finish(self) -> None:

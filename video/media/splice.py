@@ -22,7 +22,7 @@ from av.video.stream import VideoStream
 from video.errors import InvalidMedia
 from video.media import base, index, nal, remux, smart
 from video.media.edges import EdgeEncoder, Luma, decoded, luma
-from video.media.encode import CLIP, Written
+from video.media.encode import CLIP, HVC1, Written
 from video.media.nal import Unspliceable
 from video.media.seek import packets_from, read_sound, ticks
 from video.media.sound import RUN_UP_SECONDS, SoundReader, SoundWriter
@@ -205,7 +205,7 @@ class _Pictures:
         self._tick = base.fraction(video.time_base)
         self._stream = out.add_stream_from_template(video, opaque=True)
         if self._codec == "hevc" and out.format.name != "matroska":
-            self._stream.codec_context.codec_tag = "hvc1"  # Apple's players refuse the default
+            self._stream.codec_context.codec_tag = HVC1
         self._stream.codec_context.framerate = base.frame_rate(video) or Fraction(25)
         sets = nal.Sets(self._codec)
         for unit in (*job.sets.units, *edges.sets.units):
