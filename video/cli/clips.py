@@ -297,7 +297,7 @@ def kept_as(asked: Asked, inputs: Sequence[str], place: Path) -> Command:
     below the checkpoint's moves with it. Its name stands for what was typed, so that a folder with more films
     in it is still the same."""
     from video.policies.checkpoint import Command
-    from video.processors.clip import absolute
+    from video.processors._sources import absolute
 
     home, out = os.path.dirname(os.path.realpath(place)), os.path.realpath(asked.out)
     typed = [one[:1] + absolute(one[1:]) if one.startswith("@") else absolute(one) for one in inputs]
