@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -46,6 +47,8 @@ class Rung:
 
 def encode_video(job: EncodingJob) -> list[Encoded]:
     """Do one job."""
+    if job.preview:
+        return _preview(job)
     with local_file(job.source, job.output_dir) as path:
         work = job.output_dir / f".{job.stem[:40]}-{secrets.token_hex(6)}.encoding"
         with scope.unfinished(work):
@@ -71,6 +74,28 @@ def encode_video(job: EncodingJob) -> list[Encoded]:
         return found
 
 
+def _preview(job: EncodingJob) -> list[Encoded]:
+    with local_file(job.source, Path(tempfile.gettempdir())) as path:
+        rungs = _rungs(_about(str(path)), job)
+    found = []
+    for one in rungs:
+        told = {"encoder": one.encoding.video, "setting": one.setting}
+        if not isinstance(job.quality, str):
+            told["setting"] = f"SSIM {job.quality:g}"
+        size = {"width": one.width, "height": one.height, "frames": 0, "seconds": 0.0, "bytes": 0}
+        found.append(Encoded.model_validate(told | size | _places(job, one)))
+    return found
+
+
+def _places(job: EncodingJob, rung: Rung) -> dict[str, Path]:
+    """Where a rendition belongs."""
+    if job.format == "hls":
+        folder = job.output_dir / job.stem
+        return {"path": folder / f"{rung.name}.m4s", "playlist": folder / f"{rung.name}.m3u8"}
+    end = f"-{rung.name}" if job.ladder else ""
+    return {"path": job.output_dir / f"{job.stem}{end}.{job.format}"}
+
+
 def plan_pieces(job: EncodingJob) -> list[PieceJob]:
     """The pieces of a video; what is to be found out for all of them is found out here."""
     rungs_of(job.source, job)
@@ -92,10 +117,7 @@ def rungs_of(source: str, job: EncodingJob) -> list[Rung]:
 
     :raises UnsupportedMedia: it has no pictures.
     """
-    about = probe(source).video
-    if about is None:
-        raise UnsupportedMedia("has no video stream", subject=source, cure="Give a file with pictures.")
-    rungs = _rungs(about, job)
+    rungs = _rungs(_about(source), job)
     if isinstance(job.quality, str):
         return rungs
     kept = job.pieces / SETTINGS
@@ -115,6 +137,13 @@ def rungs_of(source: str, job: EncodingJob) -> list[Rung]:
         with base.writing(kept) as part:
             part.write_text(json.dumps(rows))
     return [replace(one, **_settings(one, row)) for one, row in zip(rungs, rows, strict=True)]
+
+
+def _about(source: str) -> VideoInfo:
+    about = probe(source).video
+    if about is None:
+        raise UnsupportedMedia("has no video stream", subject=source, cure="Give a file with pictures.")
+    return about
 
 
 def _settings(one: Rung, row: dict[str, Any]) -> dict[str, Any]:
@@ -209,11 +238,10 @@ def _place(job: EncodingJob, rungs: Sequence[Rung], made: Sequence[Rendered], wo
         return _place_hls(job, rungs, made, work)
     found = []
     for rung, one in zip(rungs, made, strict=True):
-        end = f"-{rung.name}" if job.ladder else ""
-        final = job.output_dir / f"{job.stem}{end}.{job.format}"
-        with base.output_errors(final):
-            os.replace(one.path, final)
-        found.append(_encoded(rung, one, path=final, bytes=one.bytes))
+        place = _places(job, rung)
+        with base.output_errors(place["path"]):
+            os.replace(one.path, place["path"])
+        found.append(_encoded(rung, one, **place))
     return found
 
 
@@ -227,8 +255,7 @@ def _place_hls(
         hls.package({rung.name: one.path for rung, one in zip(rungs, made, strict=True)}, packed)
         for rung, one in zip(rungs, made, strict=True):
             size = (packed / f"{rung.name}.m4s").stat().st_size
-            here = {"path": final / f"{rung.name}.m4s", "playlist": final / f"{rung.name}.m3u8"}
-            found.append(_encoded(rung, one, bytes=size, **here))
+            found.append(_encoded(rung, one, bytes=size, **_places(job, rung)))
         if final.exists():  # of an earlier run, by its name; else there would be another name
             os.replace(final, work / "before")
         os.replace(packed, final)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from video import resources
 from video.config import BackendType, ParallelConfig
@@ -47,6 +47,8 @@ class EncodingJob:
     hardware: bool
     sound: bool
     chunk_seconds: float | None
+    preview: bool = False
+    """Only say what would be written."""
     pieces: Path = Path()
     """Folder of its pieces, known by all that they depend on; there until they are joined."""
 
@@ -99,9 +101,14 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
     preload = ("video.processors._encode",)
     task = staticmethod(encode)
     batch_name = "encodings"
+    keep_names: ClassVar[bool] = True
+    """Write down in the output folder whose files have which name."""
 
     def __init__(self, config: ParallelConfig | None = None, *, observers: Iterable[Observer] = ()) -> None:
         self._observers = tuple(observers)
+        self.announce: Callable[[str, Sequence[str]], None] = _unheard
+        """Called before each of its batches with what their items are, such as "pieces", and their names; for
+        whoever draws progress. Long videos make a batch of their pieces first."""
         super().__init__(config, observers=self._observers)
 
     def batch_encode_videos(
@@ -172,12 +179,15 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
         if not long:
             return
         how = {"backend": call["backend"], "isolate": call["isolate"]}
+        self.announce("looking at long videos", list(map(_name, long)))
         pieces: list[PieceJob] = []
         for planned in self.runner.map(plan_ahead, long, **how):
             if planned.value is not None and len(planned.value) > 1:
                 pieces += planned.value
+        self.announce("pieces", [f"{_name(one.job)} {one.piece.number + 1}" for one in pieces])
         for _ in self.runner.rounds(encode_ahead, pieces, ordered=False, **how):
             pass  # what failed is tried again, and reported, by the job of its video
+        self.announce("videos", list(map(_name, jobs)))
 
     def check(self, request: VideoEncodingRequest) -> None:
         check_source(request.source, request.output_dir)
@@ -221,7 +231,7 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
             names.books,
             names.inputs,
             files=lambda name: map(os.path.basename, _paths(replace(job, stem=name))),
-            keep=True,
+            keep=self.keep_names,
         )
         job = replace(job, stem=name)
         if job.chunk_seconds is None:
@@ -244,6 +254,27 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
             request=request,
             **facts(source, outcome, chosen),
         )
+
+
+def _unheard(title: str, names: Sequence[str]) -> None:
+    """Nobody draws."""
+
+
+def _name(job: Any) -> str:
+    """Of a job, for people; one that was refused has none."""
+    return job.stem if isinstance(job, EncodingJob) else "refused"
+
+
+class EncodingPreview(VideoEncodingProcessor):
+    """Says what `VideoEncodingProcessor` would write, and writes nothing: frames and bytes are 0."""
+
+    keep_names = False
+
+    def before(self, call: dict[str, Any], checkpoint: Checkpoint | None) -> None:
+        pass
+
+    def prepare(self, request: VideoEncodingRequest, names: Names) -> EncodingJob:
+        return replace(super().prepare(request, names), preview=True)
 
 
 def _master(playlist: Path) -> Path:
