@@ -139,7 +139,7 @@ def test_filters_may_change_rate_and_drop_frames(numbered: Path, tmp_path: Path)
     assert [frame.seconds for frame in shown(fewer.path)] == [Fraction(at, 25) * 2 for at in range(25)]
     assert numbers(fifth.path) == list(range(0, 50, 5))
     assert [frame.seconds for frame in shown(fifth.path)] == [Fraction(at, 5) for at in range(10)]
-    assert [(frame.number, frame.seconds) for frame in shown(late.path)][0] == (25, 1)
+    assert (shown(late.path)[0].number, shown(late.path)[0].seconds) == (25, 1)
 
 
 def test_filters_of_several_branches_are_linked_by_labels(numbered: Path, tmp_path: Path) -> None:
