@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -38,6 +39,7 @@ from video.media import codecs, pieces
 from video.media.probe import probe
 from video.media.quality import measure_quality
 from video.media.target import search
+from video.models import CODECS_OF
 from video.processors._encode import sizes
 from video.processors._names import BOOK
 from video.processors.encoding import fitting_workers
@@ -580,3 +582,33 @@ def test_an_address_is_not_encoded_in_pieces(serial: VideoEncodingProcessor, tmp
     (response,) = serial.process_batch_parallel([request])
     assert response.error is not None
     assert "only a file on this machine" in response.error.message
+
+
+# The documentation
+
+DOCS = Path(__file__).parents[1] / "docs" / "encoding.md"
+
+
+@pytest.mark.parametrize("number", range(DOCS.read_text("utf-8").count("```python")))
+def test_the_documentations_python_runs(number: int, samples: list[Path], tmp_path: Path) -> None:
+    shutil.copy(samples[0], tmp_path / "a.mp4")
+    code = re.findall(r"```python\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)[number]
+    (tmp_path / "block.py").write_text(code)
+    more = {"env": dict(os.environ) | {"PYTHONPATH": str(DOCS.parents[1])}, "timeout": 100}
+    program = [sys.executable, "block.py"]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, **more)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_the_documentation_has_the_presets_and_codecs_as_they_are() -> None:
+    text = DOCS.read_text("utf-8")
+    rows = dict.fromkeys(("h264", "hevc", "av1", "vp9"), "")
+    for codec in rows:
+        rows[codec] = "".join(text.split(f"\n| `{codec}` | low")[1].splitlines(keepends=True)[:3])
+        tool = codecs.SOFTWARE[codec]  # type: ignore[index]
+        for value, more in tool.presets.values():
+            speed = f"cpu-used {more['cpu-used']}" if codec == "vp9" else more["preset"]
+            assert f"{speed}, {tool.scale} {value} |" in rows[codec]
+    for name, known in CODECS_OF.items():
+        assert f"| `{name}` | " + (", ".join(f"`{one}`" for one in known) or "its own") in text

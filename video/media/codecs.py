@@ -73,10 +73,10 @@ SOFTWARE: Mapping[Encodes, Tool] = {
         deep=True,
         keys={"forced-idr": "1", "x265-params": "open-gop=0"},
     ),
-    "av1": Tool("libsvtav1", _speeds((50, 40, 30), "preset", ("10", "9", "8")), coarsest=63, deep=True),
+    "av1": Tool("libsvtav1", _speeds((50, 36, 24), "preset", ("10", "9", "8")), coarsest=63, deep=True),
     "vp9": Tool(
         "libvpx-vp9",
-        _speeds((42, 35, 29), "cpu-used", ("6", "5", "4"), deadline="good", **{"row-mt": "1"}),
+        _speeds((42, 33, 26), "cpu-used", ("6", "5", "4"), deadline="good", **{"row-mt": "1"}),
         coarsest=63,
     ),
     # Each picture has its own palette, but where one has the first picture's, FFmpeg would leave out what has
