@@ -9,11 +9,19 @@ if TYPE_CHECKING:  # a worker process starts faster without typing
     from video.config import BackendType, ParallelConfig
     from video.dedup import HashBasedDeduplicator, MediaDeduplicationStats
     from video.futures import ParallelExecutor, executor
-    from video.models import Clip, VideoClipRequest, VideoClipResponse
+    from video.models import (
+        Clip,
+        Encoded,
+        VideoClipRequest,
+        VideoClipResponse,
+        VideoEncodingRequest,
+        VideoEncodingResponse,
+    )
     from video.outcome import Outcome
     from video.policies.checkpoint import Checkpoint
     from video.policies.rate import DistributedRateLimiter
     from video.processors.clip import VideoClipProcessor
+    from video.processors.encoding import VideoEncodingProcessor
     from video.processors.presets import create_high_performance_processor
     from video.registry import register_backend
     from video.runner import Runner
@@ -25,6 +33,7 @@ _HOMES = {
     "Clip": "video.models",
     "Checkpoint": "video.policies.checkpoint",
     "DistributedRateLimiter": "video.policies.rate",
+    "Encoded": "video.models",
     "HashBasedDeduplicator": "video.dedup",
     "MediaDeduplicationStats": "video.dedup",
     "Outcome": "video.outcome",
@@ -34,6 +43,9 @@ _HOMES = {
     "VideoClipProcessor": "video.processors.clip",
     "VideoClipRequest": "video.models",
     "VideoClipResponse": "video.models",
+    "VideoEncodingProcessor": "video.processors.encoding",
+    "VideoEncodingRequest": "video.models",
+    "VideoEncodingResponse": "video.models",
     "create_high_performance_processor": "video.processors.presets",
     "executor": "video.futures",
     "register_backend": "video.registry",
@@ -45,6 +57,7 @@ __all__ = [
     "Checkpoint",
     "Clip",
     "DistributedRateLimiter",
+    "Encoded",
     "HashBasedDeduplicator",
     "MediaDeduplicationStats",
     "Outcome",
@@ -54,6 +67,9 @@ __all__ = [
     "VideoClipProcessor",
     "VideoClipRequest",
     "VideoClipResponse",
+    "VideoEncodingProcessor",
+    "VideoEncodingRequest",
+    "VideoEncodingResponse",
     "create_high_performance_processor",
     "executor",
     "register_backend",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,6 +24,19 @@ Mode = Literal["exact", "copy", "smart"]
 edges; `copy` starts at the key frame before the asked start."""
 Format = Literal["mp4", "mkv", "mov"]
 """Container of the clips that are written."""
+
+EncodingFormat = Literal["mp4", "mkv", "webm", "gif", "hls"]
+"""What videos are encoded to; `hls` is a folder with a master playlist."""
+Codec = Literal["h264", "hevc", "av1", "vp9"]
+Preset = Literal["low", "medium", "high"]
+CODECS_OF: dict[str, tuple[Codec, ...]] = {
+    "mp4": ("h264", "hevc", "av1", "vp9"),
+    "mkv": ("h264", "hevc", "av1", "vp9"),
+    "webm": ("vp9", "av1"),
+    "gif": (),
+    "hls": ("h264", "hevc", "av1"),
+}
+"""For each format the codecs that it may have, the usual one first; GIF is its own."""
 
 
 def _finite(value: float) -> float:
@@ -102,6 +116,56 @@ class VideoClipRequest(BaseModel):
         ) -> None: ...
 
 
+class VideoEncodingRequest(BaseModel):
+    """One video to encode."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    source: Annotated[str, BeforeValidator(_text)] = Field(min_length=1)
+    """A path, or an address as for clips."""
+    output_dir: Path = Path("encoded")
+    format: EncodingFormat = "mp4"
+    codec: Codec | None = None
+    """None: the usual one of the format."""
+    quality: Preset | Annotated[float, Field(gt=0.5, lt=1)] = "high"
+    """A preset; or a target: the SSIM that samples of the video shall have at least, such as 0.97."""
+    ladder: tuple[Annotated[int, Field(ge=16, le=8640)], ...] = Field(default=(), max_length=12)
+    """Renditions: pixels of the shorter side of each. One that is larger than the video is as large as the
+    video. Empty: one, as large as the video."""
+    hardware: bool = True
+    """Use an encoder of this machine's hardware where one works."""
+    sound: bool = True
+    """False: without."""
+    chunk_seconds: Annotated[float, AfterValidator(_finite), Field(ge=1)] | None = None
+    """Encode in pieces of at least so many seconds, several at once; those that a killed run had finished are
+    not done again. None: in one go."""
+
+    @model_validator(mode="after")
+    def _check_codec(self) -> VideoEncodingRequest:
+        known = CODECS_OF[self.format]
+        if self.codec is not None and self.codec not in known:
+            raise ValueError(f"{self.format} cannot have the codec {self.codec}; it takes {', '.join(known)}")
+        if self.format == "gif" and (isinstance(self.quality, float) or self.chunk_seconds is not None):
+            raise ValueError("gif takes low, medium or high, and no pieces")
+        return self
+
+    if TYPE_CHECKING:  # pydantic's own signature knows no paths
+
+        def __init__(
+            self,
+            *,
+            source: str | os.PathLike[str] = ...,
+            output_dir: str | Path = ...,
+            format: EncodingFormat = ...,
+            codec: Codec | None = ...,
+            quality: Preset | float = ...,
+            ladder: Sequence[int] = ...,
+            hardware: bool = ...,
+            sound: bool = ...,
+            chunk_seconds: float | None = ...,
+        ) -> None: ...
+
+
 class Clip(BaseModel):
     """One clip that was written, as measured in the file."""
 
@@ -140,14 +204,50 @@ class Problem(BaseModel):
         )
 
 
-class VideoClipResponse(BaseModel):
+class Encoded(BaseModel):
+    """One file that was encoded, as counted while it was."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: Path
+    width: int
+    """Pixels, square ones, after rotation."""
+    height: int
+    frames: int
+    seconds: float
+    """To the end of its last picture."""
+    bytes: int
+    encoder: str
+    """FFmpeg's name of it."""
+    setting: str
+    """Its quality, such as `crf 23`."""
+    ssim: float | None = None
+    """Of samples, as measured before; None where no target was asked for."""
+    note: str = ""
+    """What else was measured, or chosen, in words."""
+    playlist: Path | None = None
+    """Of HLS: where its segments are said; `path` holds them."""
+
+
+class _Response(BaseModel):
+    """What became of one request. Two are equal when their JSON is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, type(self)):
+            return NotImplemented
+        return self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]  # equal by content, which holds a list
+
+
+class VideoClipResponse(_Response):
     """What became of one request. Its JSON keys are stable.
 
     `request` is the live object for callers in Python; JSON carries its `source` only. Two responses
     are equal when their JSON is.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     source: str
     success: bool
@@ -162,9 +262,22 @@ class VideoClipResponse(BaseModel):
     """Why on that one."""
     request: VideoClipRequest | None = Field(default=None, exclude=True, repr=False)
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, VideoClipResponse):
-            return NotImplemented
-        return self.model_dump() == other.model_dump()
 
-    __hash__ = None  # type: ignore[assignment]  # equal by content, which holds a list
+class VideoEncodingResponse(_Response):
+    """What became of one request, as for clips. Its JSON keys are stable."""
+
+    source: str
+    success: bool
+    error: Problem | None = None
+    outputs: list[Encoded] = Field(default_factory=list)
+    """As the ladder has them, the largest first."""
+    playlist: Path | None = None
+    """Of HLS: the master playlist."""
+    seconds: float = 0.0
+    """Wall time of the last attempt, measured in the worker."""
+    attempts: int = 1
+    backend: str = ""
+    """The engine that its batch ran on."""
+    reason: str = ""
+    """Why on that one."""
+    request: VideoEncodingRequest | None = Field(default=None, exclude=True, repr=False)

@@ -13,6 +13,7 @@ from video.errors import VideoError
 
 COMMANDS = {
     "clips": "video.cli.clips:clips",
+    "encode": "video.cli.encode:encode",
     "jobs": "video.cli.jobs:jobs",
     "demo": "video.cli.demo:demo",
     "probe": "video.cli.probe:probe",
@@ -51,6 +52,7 @@ def cli() -> None:
       video demo                                   make sample videos and cut them
       video clips talk.mp4 --out clips             the three best clips of a video
       video clips films/ --count 5 --workers 4     of every video in a folder
+      video encode talk.mov --ladder 720,360       the same video in two sizes
       video probe talk.mp4                         what a file holds
       video compare small.mp4 talk.mp4             how near one comes to the other
       video sheet talk.mp4                         one picture of what a video shows

@@ -28,7 +28,7 @@ from video.cli.common import (
     say,
 )
 from video.cli.inputs import expand
-from video.models import Format, Mode, VideoClipRequest, VideoClipResponse
+from video.models import Format, Mode, VideoClipRequest, VideoClipResponse, VideoEncodingResponse
 from video.sources.base import is_url, readable, redact
 
 if TYPE_CHECKING:  # with SQLite, for those who use one
@@ -307,7 +307,7 @@ def kept_as(asked: Asked, inputs: Sequence[str], place: Path) -> Command:
     below the checkpoint's moves with it. Its name stands for what was typed, so that a folder with more films
     in it is still the same."""
     from video.policies.checkpoint import Command
-    from video.processors.clip import absolute
+    from video.processors._sources import absolute
 
     home, out = os.path.dirname(os.path.realpath(place)), os.path.realpath(asked.out)
     typed = [one[:1] + absolute(one[1:]) if one.startswith("@") else absolute(one) for one in inputs]
@@ -334,7 +334,7 @@ def folder_of(out: Path) -> Path:
     return out
 
 
-def as_line(response: VideoClipResponse, debug: bool) -> str:
+def as_line(response: VideoClipResponse | VideoEncodingResponse, debug: bool) -> str:
     """A response as JSON on one line; tracebacks are for --debug."""
     if response.error is not None and not debug:
         error = response.error.model_copy(update={"traceback": ""})
@@ -354,7 +354,10 @@ def show(responses: Sequence[VideoClipResponse], console: Console, out: Path, dr
 
 
 def complain(
-    responses: Sequence[VideoClipResponse], notes: Sequence[str], console: Console, debug: bool
+    responses: Sequence[VideoClipResponse] | Sequence[VideoEncodingResponse],
+    notes: Sequence[str],
+    console: Console,
+    debug: bool,
 ) -> None:
     """Say on standard error what failed."""
     failed = 0

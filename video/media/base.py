@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import av
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import (
     ArgumentError,
@@ -220,6 +221,24 @@ def video_stream(container: InputContainer) -> VideoStream:
         return stream
     kind = "audio only" if container.streams.audio else "no audio either"
     raise UnsupportedMedia(f"has no video stream ({kind})", subject=name, cure="Give a file with pictures.")
+
+
+def audio_stream(container: InputContainer) -> AudioStream | None:
+    """The first audio stream that FFmpeg can decode, or None where the file has no audio.
+
+    :raises UnsupportedMedia: it has, but no decoder for it.
+    """
+    streams = container.streams.audio
+    for stream in streams:
+        if stream.codec_context is not None:
+            return stream
+    if streams:
+        raise UnsupportedMedia(
+            "has an audio codec that this FFmpeg does not know",
+            subject=source_name(container),
+            cure="Convert its audio to AAC first.",
+        )
+    return None
 
 
 def packets(container: InputContainer, *streams: Stream) -> Iterator[Packet[Any]]:

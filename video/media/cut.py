@@ -14,18 +14,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import get_args
 
-from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from video import scope
-from video.errors import ConfigError, OutputError, UnsupportedMedia
+from video.errors import ConfigError, UnsupportedMedia
 from video.media import base, reencode, remux, splice
-from video.media.encode import CONTAINERS, Written, muxer
+from video.media.encode import CONTAINERS, Written, check, muxer
 from video.media.nal import Unspliceable
 from video.models import Mode
-
-_ROUNDING_SECONDS = Fraction(3, 1000)
-"""Matroska rounds to milliseconds, both of two timestamps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +99,9 @@ def cut(
                 subject=source,
                 cure="Use mode exact, or start later.",
             )
-        has_audio = _audio_stream(container) is not None
-        _check_result(part, output, written, has_audio=has_audio)
+        has_audio = base.audio_stream(container) is not None
+        seconds = written.last - written.first
+        check(part, output, frames=written.frames, seconds=seconds, has_audio=has_audio)
         size = part.stat().st_size
     return Cut(
         path=output,
@@ -123,7 +120,7 @@ def _write(
     container: InputContainer, part: Path, source: str, mode: Mode, start: Fraction, end: Fraction
 ) -> Written:
     write = remux.write if mode == "copy" else reencode.write
-    video, audio = base.video_stream(container), _audio_stream(container)
+    video, audio = base.video_stream(container), base.audio_stream(container)
     with muxer(part, source) as out:
         return write(container, out, video, audio, start, end)
 
@@ -140,7 +137,7 @@ class _Spliced:
 
 def _splice(container: InputContainer, part: Path, source: str, start: Fraction, end: Fraction) -> _Spliced:
     """Write a clip as planned, if the plan is to copy something and the result passes its check."""
-    video, audio = base.video_stream(container), _audio_stream(container)
+    video, audio = base.video_stream(container), base.audio_stream(container)
     try:
         job = splice.prepare(container, video, start, end)
         plan = job.plan
@@ -189,40 +186,3 @@ def _open_source(source: str, mode: Mode) -> InputContainer:
             return container
         container.close()
     return base.open_input(source)
-
-
-def _audio_stream(container: InputContainer) -> AudioStream | None:
-    """The first audio stream that FFmpeg can decode, or None where the file has no audio."""
-    streams = container.streams.audio
-    for stream in streams:
-        if stream.codec_context is not None:
-            return stream
-    if streams:
-        raise UnsupportedMedia(
-            "has an audio codec that this FFmpeg does not know",
-            subject=base.source_name(container),
-            cure="Convert its audio to AAC first.",
-        )
-    return None
-
-
-def _check_result(part: Path, output: Path, written: Written, *, has_audio: bool) -> None:
-    """Refuse to call a file a clip unless it reads back as what was written."""
-    wanted = written.last - written.first
-    problem = None
-    with base.open_input(part, header_only=True) as container:
-        video = base.video_stream(container)
-        tick = base.fraction(video.time_base)
-        stamps = [packet.pts * tick for packet in base.packets(container, video) if packet.pts is not None]
-        if len(stamps) != written.frames:
-            problem = f"{len(stamps)} frames came out where {written.frames} were written"
-        elif abs(max(stamps) - min(stamps) - wanted) > _ROUNDING_SECONDS:
-            problem = (
-                f"it lasts {float(max(stamps) - min(stamps)):.3f} s where {float(wanted):.3f} s were written"
-            )
-        elif has_audio and not container.streams.audio:
-            problem = "its audio is missing"
-    if problem is not None:
-        raise OutputError(
-            f"failed the check after writing: {problem}", subject=str(output), cure="Try again."
-        )

@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 
 from video import scope
 from video.media import base, nal
-from video.media.encode import avx512_is_unsafe
+from video.media.encode import avx512_is_unsafe, x265_threads
 from video.media.nal import Unspliceable
 from video.media.seek import FrameDecoder, packets_from
 
@@ -160,9 +160,7 @@ class EdgeEncoder:
                 options["level"] = str(source.level)
             return options
         # The level is left to x265, which refuses more pictures than one allows; hvcC holds the highest.
-        threads = scope.native_threads()
-        pools = "pools=none:frame-threads=1" if threads == 1 else f"pools={threads}"
-        params = f"{_X265_PARAMS}:{reordering.format(pyramid=1)}:{pools}"
+        params = f"{_X265_PARAMS}:{reordering.format(pyramid=1)}:{x265_threads(scope.native_threads())}"
         return {**_X265, "x265-params": params, "forced-idr": "1"}
 
     def _take(self, packets: list[Packet[Any]]) -> None:

@@ -1,57 +1,107 @@
-"""Encoding one clip: pictures fitted to what players show, sound to the sample, both starting at 0."""
+"""Encoding pictures: fitted to what players show, each at its time, in files that are whole or not there."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
-from av.audio.frame import AudioFrame
-from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
-from av.error import ArgumentError, InvalidDataError
+from av.error import ArgumentError, FFmpegError
 from av.filter import Graph
-from av.packet import Packet
-from av.video.frame import VideoFrame
+from av.stream import Stream
+from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from video import scope
-from video.errors import UnsupportedMedia
+from video.errors import ConfigError, OutputError, UnsupportedMedia
 from video.media import base
-from video.media.seek import stamp_seconds
+from video.media.chain import picture_source
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
-"""FFmpeg's name of the container for each extension that can be written."""
+"""FFmpeg's name of the container for each extension that a clip can be written to."""
 
-# veryfast costs 0.4 of medium's CPU for files of about the same size; crf 20 is hard to tell from the source
-# (SSIM 0.985 and up at 720p).
-_X264 = {"preset": "veryfast", "crf": "20"}
+FORMATS = {**CONTAINERS, ".webm": "webm", ".gif": "gif"}
+"""The same, for all that can be written."""
 
-RUN_UP_SECONDS = Fraction(1, 2)
-"""Audio before a cut that is decoded and dropped: a decoder's first packets sound of nothing before them."""
-
-_LONGEST_PACKET_SECONDS = 1
+_ROUNDING_SECONDS = Fraction(3, 1000)
+"""Matroska rounds to milliseconds, both of two timestamps."""
 
 _RGB, _BT709 = 0, 1  # AVColorSpace
-_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
+_HEVC = {"libx265", "hevc_nvenc", "hevc_qsv", "hevc_vaapi", "hevc_videotoolbox", "hevc_amf"}
+_APPLE = {"mp4", "mov"}
+HVC1 = "hvc1"
+"""The tag of HEVC in mp4 that Apple's players take; the default they refuse."""
+
+
+def _clip_options() -> dict[str, str]:
+    # veryfast costs 0.4 of medium's CPU for files of about the same size; crf 20 is hard to tell from the
+    # source (SSIM 0.985 and up at 720p).
+    return {"preset": "veryfast", "crf": "20"}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """Which encoders an output has, and how they are set. The container is that of its extension."""
+
+    video: str = "libx264"
+    """FFmpeg's name of an encoder."""
+    options: Mapping[str, str] = field(default_factory=_clip_options)
+    """Of that encoder."""
+    pixels: str = "yuv420p"
+    """Format of the pictures. `yuvj420p`, the same in full range, stays so where the encoder takes it."""
+    audio: str = "aac"
+    audio_options: Mapping[str, str] = field(default_factory=dict)
+    audio_bit_rate: int = 64_000
+    """Bits a second of each channel; 96 000 for all of them at least."""
+    key_seconds: Fraction | None = None
+    """A key frame at the first picture of each such span; None: where the encoder wants them."""
+
+    def accepts(self, pixels: str) -> bool:
+        """Whether the encoder takes pictures of this format.
+
+        :raises UnsupportedMedia: there is no such encoder here.
+        """
+        known = _formats(self.video)
+        return not known or pixels in known
+
+    @property
+    def keeps_full_range(self) -> bool:
+        return self.pixels == "yuv420p" and self.accepts("yuvj420p")
+
+
+@functools.cache
+def _formats(encoder: str) -> frozenset[str]:
+    try:
+        codec = av.Codec(encoder, "w")
+    except ValueError:
+        raise UnsupportedMedia(
+            "there is no such encoder in this FFmpeg", subject=encoder, cure="Choose another codec."
+        ) from None
+    return frozenset(one.name for one in codec.video_formats or ())
+
+
+CLIP = Encoding()
+"""Of clips that are encoded anew: H.264 and AAC."""
 
 
 @contextlib.contextmanager
-def muxer(part: Path, source: str) -> Iterator[OutputContainer]:
+def muxer(part: Path, source: str, cure: str = "Write .mkv, or use mode exact.") -> Iterator[OutputContainer]:
     """An output container at `part`, of the kind that its extension says; whole when the block ends well.
 
     :param source: named where its streams turn out not to fit this container.
+    :param cure: what to do then.
     """
-    kind = CONTAINERS[part.suffix.lower()]
+    kind = FORMATS[part.suffix.lower()]
     # The index goes to the front, so that a player on the web can start before it has everything.
-    options = {} if kind == "matroska" else {"movflags": "+faststart"}
+    options = {"movflags": "+faststart"} if kind in _APPLE else {}
     out = av.open(base.url(part), "w", format=kind, container_options=options)
     try:
         yield out
@@ -65,7 +115,7 @@ def muxer(part: Path, source: str) -> Iterator[OutputContainer]:
             raise UnsupportedMedia(
                 f"has streams that {part.suffix} cannot hold",
                 subject=source,
-                cure="Write .mkv, or use mode exact.",
+                cure=cure,
             ) from error
         raise
 
@@ -86,17 +136,18 @@ class Written:
 
 
 class Fit:
-    """Turns decoded frames into what the encoder takes: upright, square pixels, even sizes, 8 bits 4:2:0.
+    """Turns decoded frames into what an encoder takes: upright, square pixels, even sizes, its pixel format.
 
     Frames that are so already pass untouched. A source that changes its size midway is scaled to its first.
     """
 
-    def __init__(self, first: VideoFrame, video: VideoStream) -> None:
+    def __init__(self, first: VideoFrame, video: VideoStream, encoding: Encoding = CLIP) -> None:
         self._rotation = base.rotation(first)
         shape = base.fraction(video.sample_aspect_ratio)
         self.width, self.height = base.displayed_size(first.width, first.height, shape, self._rotation)
         self._stored = base.displayed_size(first.width, first.height, shape, 0)
-        self.pixels = "yuvj420p" if first.format.name == "yuvj420p" else "yuv420p"
+        full = first.format.name == "yuvj420p" and encoding.keeps_full_range
+        self.pixels = "yuvj420p" if full else encoding.pixels
         self._graphs: dict[tuple[int, int, str], Graph] = {}
 
     def __call__(self, frame: VideoFrame) -> VideoFrame:
@@ -112,17 +163,7 @@ class Fit:
     def _build(self, frame: VideoFrame) -> Graph:
         graph = Graph()
         graph.threads = scope.native_threads()
-        nodes = [
-            graph.add(
-                "buffer",
-                video_size=f"{frame.width}x{frame.height}",
-                pix_fmt=frame.format.name,
-                time_base=str(frame.time_base),
-                pixel_aspect="1/1",
-                colorspace=str(frame.colorspace),
-                range=str(frame.color_range),
-            )
-        ]
+        nodes = [picture_source(graph, frame)]
         width, height = self._stored
         lost = (frame.width - width, frame.height - height)
         if lost != (0, 0) and lost[0] in (0, 1) and lost[1] in (0, 1):
@@ -140,11 +181,6 @@ class Fit:
         return graph
 
 
-def _x264_options(width: int) -> dict[str, str]:
-    unsafe = avx512_is_unsafe(width)
-    return {**_X264, "x264-params": "asm=AVX2"} if unsafe else _X264
-
-
 def avx512_is_unsafe(width: int) -> bool:
     """Whether x264 is to be held to AVX2 for pictures of this width, in pixels."""
     # Where a row is not a multiple of 8 macroblocks, x264's AVX-512 code reads memory that it never wrote, so
@@ -160,172 +196,156 @@ def _has_avx512() -> bool:
         return False
 
 
-class PictureWriter:
-    """Encodes frames to H.264, keeping their own distances in time; the first is shown at 0."""
+def x265_threads(threads: int) -> str:
+    """Parameters that hold x265 to so many threads; its own would be as many as there are CPUs."""
+    return "pools=none:frame-threads=1" if threads == 1 else f"pools={threads}"
 
-    def __init__(self, out: OutputContainer, video: VideoStream, first: VideoFrame) -> None:
+
+def own_options(encoding: Encoding, width: int, threads: int) -> dict[str, str]:
+    """Options of the encoder, with what this machine and this slot ask of it."""
+    if encoding.video == "libsvtav1":
+        os.environ.setdefault("SVT_LOG", "1")  # else it writes its settings to standard error, each time
+    options = dict(encoding.options)
+    own = {
+        "libx264": ("x264-params", "asm=AVX2" if avx512_is_unsafe(width) else ""),
+        "libx265": ("x265-params", f"{x265_threads(threads)}:log-level=none"),
+        "libsvtav1": ("svtav1-params", f"lp={threads}"),
+    }
+    name, more = own.get(encoding.video, ("", ""))
+    if more:
+        options[name] = ":".join(filter(None, (options.get(name), more)))
+    return options
+
+
+def new_stream(out: OutputContainer, encoder: str, **settings: Any) -> Stream:
+    """A stream of this output, of an encoder that is not open yet.
+
+    :raises UnsupportedMedia: there is no such encoder here, or its container cannot hold what it makes.
+    """
+    try:
+        return out.add_stream(encoder, **settings)
+    except ValueError as error:
+        raise UnsupportedMedia(
+            f"cannot be used ({error})", subject=encoder, cure="Choose another codec, or another container."
+        ) from error
+
+
+def open_encoder(stream: VideoStream | AudioStream, options: Mapping[str, str]) -> None:
+    """Open the encoder of a stream, all of whose settings are made.
+
+    :raises ConfigError: it refuses them, or does not know one.
+    """
+    context, name = stream.codec_context, stream.codec_context.name
+    cure = "Check its options, and the size and format of the pictures."
+    try:
+        context.open()
+    except FFmpegError as error:
+        if isinstance(error, MemoryError):
+            raise
+        words = f"refuses its settings, or cannot run on this machine ({error.strerror})"
+        raise ConfigError(words, subject=name, cure=cure) from error
+    if unknown := sorted(options.keys() & context.options.keys()):
+        raise ConfigError(f"has no option {unknown[0]!r}", subject=name, cure=cure)
+
+
+class PictureWriter:
+    """Encodes pictures, keeping their own distances in time."""
+
+    def __init__(
+        self,
+        out: OutputContainer,
+        encoding: Encoding,
+        first: VideoFrame,
+        rate: Fraction | int,
+        threads: int | None = None,
+    ) -> None:
+        """
+        :param first: what pictures are like; its time base and colour tags count for all.
+        :param rate: usual pictures a second; only encoders' guesses and some headers depend on it.
+        :param threads: of the encoder; None: this slot's share.
+        """
         self.frames = 0
-        self.fit = Fit(first, video)
+        self.first: int | None = None
+        """When the first picture is shown, in ticks, as for `last`."""
+        self.last = 0
         self._out = out
-        self._tick = base.fraction(video.time_base)
+        assert first.time_base is not None
+        self.tick = first.time_base
         self._held: tuple[int, VideoFrame] | None = None
-        stream = out.add_stream(
-            "libx264",
-            rate=base.frame_rate(video) or 25,
-            options=_x264_options(self.fit.width),
-            time_base=self._tick,
-            width=self.fit.width,
-            height=self.fit.height,
+        self._key_seconds = encoding.key_seconds
+        self._next_key = Fraction(0)
+        threads = scope.native_threads() if threads is None else threads
+        stream = new_stream(
+            out,
+            encoding.video,
+            rate=rate,
+            options=own_options(encoding, first.width, threads),
+            time_base=self.tick,
+            width=first.width,
+            height=first.height,
         )
+        assert isinstance(stream, VideoStream)
         context = stream.codec_context
-        context.pix_fmt = self.fit.pixels
+        context.pix_fmt = first.format.name
         context.sample_aspect_ratio = Fraction(1)
-        context.thread_count = scope.native_threads()
+        context.thread_count = threads
         context.thread_type = "FRAME"  # PyAV's default, slices, costs quality
+        if encoding.video in _HEVC and out.format.name in _APPLE:
+            context.codec_tag = HVC1
         context.color_range = first.color_range
         context.colorspace = _BT709 if first.colorspace == _RGB else first.colorspace
         context.color_primaries = first.color_primaries
         context.color_trc = first.color_trc
+        open_encoder(stream, encoding.options)
         self._stream = stream
 
     def write(self, pts: int, frame: VideoFrame) -> None:
-        """:param pts: in ticks of the source, from the clip's first frame."""
+        """:param pts: in ticks of the first picture's time base, rising."""
         # One frame is held back: how long it lasts is known once the next is there.
         if self._held is not None:
             self._encode(*self._held, pts - self._held[0])
         self._held = (pts, frame)
 
     def finish(self, end: int) -> None:
-        """Write what is left; the last frame ends at `end`, in ticks from the clip's first frame."""
+        """Write what is left; the last picture ends at `end`."""
         if self._held is not None:
             self._encode(*self._held, end - self._held[0])
         self._out.mux(self._stream.encode(None))
 
     def _encode(self, pts: int, frame: VideoFrame, duration: int) -> None:
-        frame.time_base = self._tick
-        fitted = self.fit(frame)
-        fitted.pts = pts
-        fitted.time_base = self._tick
-        fitted.duration = duration
-        fitted.pict_type = 0  # else x264 repeats the source's choice of key frames
-        self._out.mux(self._stream.encode(fitted))
+        # All of it each time: several encoders may have the same frame.
+        frame.pts = pts
+        frame.time_base = self.tick
+        frame.duration = duration
+        frame.pict_type = PictureType.NONE  # else x264 repeats the source's choice of key frames
+        if self._key_seconds is not None and pts * self.tick >= self._next_key:
+            frame.pict_type = PictureType.I
+            self._next_key = (pts * self.tick // self._key_seconds + 1) * self._key_seconds
+        self._out.mux(self._stream.encode(frame))
+        self.first = pts if self.first is None else self.first
+        self.last = pts
         self.frames += 1
 
 
-class SoundWriter:
-    """Encodes audio to AAC from one instant of the source to another, to the sample.
+def check(part: Path, output: Path, *, frames: int, seconds: Fraction, has_audio: bool) -> None:
+    """Refuse to call a file a result unless it reads back as what was written.
 
-    Sound that starts late, and gaps, become silence; so audio too starts at 0 and keeps its place.
+    :param seconds: from the first picture shown to the last.
+    :raises OutputError: it does not.
     """
-
-    def __init__(
-        self,
-        out: OutputContainer,
-        audio: AudioStream,
-        packets: deque[Packet[Any]],
-        zero: Fraction,
-        *,
-        fast: bool = False,
-    ) -> None:
-        """:param packets: where the reader of the source puts audio packets; taken out once encoded.
-        :param zero: the source's timestamp, in seconds, that becomes 0.
-        :param fast: half the CPU time and the same size, with noise that is lower but less well hidden.
-        """
-        self._out = out
-        self._audio = audio
-        self._zero = zero
-        self._packets = packets
-        self._resampler = AudioResampler()
-        self._kind: tuple[str, str, int] | None = None
-        self._stop: Fraction | None = None
-        self._next = Fraction(0)
-        self._tick = base.fraction(audio.time_base)
-        context = audio.codec_context
-        rates = av.Codec("aac", "w").audio_rates or []
-        layout = _LAYOUTS.get(context.channels, "stereo")
-        self._stream = out.add_stream(
-            "aac",
-            rate=context.sample_rate if context.sample_rate in rates else 48_000,
-            bit_rate=max(96_000, 64_000 * av.AudioLayout(layout).nb_channels),
-            layout=layout,
-            options={"aac_coder": "fast"} if fast else None,
+    problem = None
+    with base.open_input(part, header_only=True) as container:
+        video = base.video_stream(container)
+        tick = base.fraction(video.time_base)
+        stamps = [packet.pts * tick for packet in base.packets(container, video) if packet.pts is not None]
+        if len(stamps) != frames:
+            problem = f"{len(stamps)} frames came out where {frames} were written"
+        elif abs(max(stamps) - min(stamps) - seconds) > max(_ROUNDING_SECONDS, tick):
+            lasts = float(max(stamps) - min(stamps))
+            problem = f"it lasts {lasts:.3f} s where {float(seconds):.3f} s were written"
+        elif has_audio and not container.streams.audio:
+            problem = "its audio is missing"
+    if problem is not None:
+        raise OutputError(
+            f"failed the check after writing: {problem}", subject=str(output), cure="Try again."
         )
-
-    def write_until(self, seconds: Fraction) -> None:
-        """Encode what is held up to this timestamp of the source, or up to a second less."""
-        while self._packets and stamp_seconds(self._packets[0]) <= seconds - _LONGEST_PACKET_SECONDS:
-            self._decode(self._packets.popleft())
-
-    def finish(self, end: Fraction) -> None:
-        """Write what is left, up to this timestamp of the source; there is silence if there was nothing."""
-        self._stop = end
-        while self._packets:
-            self._decode(self._packets.popleft())
-        self._decode(None)
-        if self._kind is None:
-            self._encode(self._silence(end))
-        for frame in self._resampler.resample(None):
-            self._out.mux(self._stream.encode(frame))
-        self._out.mux(self._stream.encode(None))
-
-    def _silence(self, end: Fraction) -> AudioFrame:
-        """The last 1024 samples before `end`; what comes before them is filled up like any gap."""
-        silence = AudioFrame("fltp", self._stream.layout, 1024)
-        for plane in silence.planes:
-            plane.update(bytes(plane.buffer_size))
-        silence.sample_rate = self._stream.sample_rate
-        silence.pts = max(0, round((end - self._zero) * silence.sample_rate) - 1024)
-        return silence
-
-    def _decode(self, packet: Packet[Any] | None) -> None:
-        if packet is not None and stamp_seconds(packet) < self._zero - RUN_UP_SECONDS:
-            return
-        try:
-            frames = self._audio.codec_context.decode(packet)
-        except InvalidDataError:  # what is missing becomes silence
-            return
-        for frame in frames:
-            at = self._next if frame.pts is None else frame.pts * self._tick
-            self._next = at + Fraction(frame.samples, frame.sample_rate)
-            first = round((at - self._zero) * frame.sample_rate)
-            skip = max(0, -first)
-            keep = frame.samples
-            if self._stop is not None:
-                keep = min(keep, round((self._stop - at) * frame.sample_rate))
-            if skip < keep:
-                whole = skip == 0 and keep == frame.samples
-                piece = frame if whole else _slice(frame, skip, keep)
-                piece.pts = first + skip
-                self._encode(piece)
-
-    def _encode(self, frame: AudioFrame) -> None:
-        """Encode a frame whose pts counts its samples from 0."""
-        frame.time_base = Fraction(1, frame.sample_rate)
-        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if kind != self._kind:
-            rate = self._stream.sample_rate
-            done = 0 if self._kind is None else round(Fraction(frame.pts or 0, frame.sample_rate) * rate)
-            for rest in self._resampler.resample(None):
-                self._out.mux(self._stream.encode(rest))
-            self._kind = kind
-            self._resampler = AudioResampler(
-                format=self._stream.format,
-                layout=self._stream.layout,
-                rate=rate,
-                frame_size=1024,  # AAC's; without it PyAV lets fitting frames pass and ignores the options
-                # Fill and trim by timestamps, without stretching; and expect the first sample at `done`.
-                options={"async": "1", "first_pts": str(done)},
-            )
-        for resampled in self._resampler.resample(frame):
-            self._out.mux(self._stream.encode(resampled))
-
-
-def _slice(frame: AudioFrame, start: int, stop: int) -> AudioFrame:
-    """Samples `start` to `stop` of a frame, as a frame."""
-    width = frame.format.bytes * (1 if frame.format.is_planar else frame.layout.nb_channels)
-    piece = AudioFrame(frame.format.name, frame.layout, stop - start)
-    for old, new in zip(frame.planes, piece.planes, strict=True):
-        wanted = bytes(memoryview(old)[start * width : stop * width])
-        new.update(wanted.ljust(new.buffer_size, b"\0"))
-    piece.sample_rate = frame.sample_rate
-    return piece

@@ -20,10 +20,13 @@ import os
 import stat
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from video.sources.base import display_name, is_url
 
 BOOK = ".video-names"
 LOCK_SECONDS = 2.0
@@ -193,6 +196,51 @@ class Book:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._read(file)
         self._take(name, mine)  # where it has been removed at this very moment
+
+
+def stem(
+    request: Any,
+    folder: Path,
+    books: dict[str, Book],
+    inputs: Container[str],
+    *,
+    files: Callable[[str], Iterable[str]],
+    keep: bool,
+) -> str:
+    """What outputs of this request are called: a name that no other video has in that folder, and that makes
+    no output replace an input of the batch.
+
+    :param request: with a `source` and an `output_dir`.
+    :param books: of this batch, by real path of their folder; one is added for a new one.
+    :param inputs: real paths of the batch's own.
+    :param files: what stands in the folder for a name.
+    :param keep: as for `Book`.
+    :raises OutputError: if it cannot be written down.
+    """
+    real = os.path.realpath(folder)
+    if real not in books:
+        books[real] = Book(Path(real), keep=keep)
+
+    def paths(name: str) -> Iterator[str]:
+        return (os.path.join(real, file) for file in files(name))
+
+    return books[real].name(
+        display_name(request.source),
+        _identity(request.source),
+        request.model_dump_json(exclude={"source", "output_dir"}),
+        clash=lambda name: any(path in inputs for path in paths(name)),
+        there=lambda name: any(map(os.path.lexists, paths(name))),
+    )
+
+
+def _identity(source: str) -> str:
+    """What a source is known by in any folder: two paths to one file are one source."""
+    if is_url(source) and not source.startswith("file:"):
+        return source
+    with contextlib.suppress(ValueError):  # no address, or no path: it fails with that when it runs
+        path = unquote(urlsplit(source).path) if source.startswith("file:") else os.path.expanduser(source)
+        return os.path.realpath(path)
+    return source
 
 
 def _lock(file: int) -> None:

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ValidationError
 from video.config import BackendType, ParallelConfig
 from video.errors import ConfigError, VideoError
 from video.events import Observer, logger
+from video.models import Problem
 from video.outcome import Outcome
 from video.plan import Choice
 from video.policies.base import Policy
@@ -249,6 +250,7 @@ class Processor(ABC, Generic[Request, Response]):
         if isinstance(checkpoint, str | os.PathLike):
             opened = checkpoint = await asyncio.to_thread(self.open_checkpoint, checkpoint)
         try:
+            await asyncio.to_thread(self.before, batch.call, checkpoint)
             outcomes = self.runner.astream(**batch.call, checkpoint=checkpoint)
             return [batch.response(outcome) async for outcome in outcomes]
         finally:
@@ -281,8 +283,15 @@ class Processor(ABC, Generic[Request, Response]):
         with contextlib.ExitStack() as stack:
             if isinstance(checkpoint, str | os.PathLike):
                 checkpoint = stack.enter_context(self.open_checkpoint(checkpoint))
+            self.before(batch.call, checkpoint)
             for outcomes in self.runner.rounds(**batch.call, checkpoint=checkpoint):
                 yield list(map(batch.response, outcomes))
+
+    def before(self, call: dict[str, Any], checkpoint: Checkpoint | None) -> None:
+        """What is to be done before a batch begins.
+
+        :param call: what the runner is about to be called with; `items`, its jobs, may be listed ahead.
+        """
 
     def chunk_data(self, data: Iterable[Item], chunk_size: int = 1000) -> Iterator[list[Item]]:
         """`data` in lists of `chunk_size`, the last may be shorter; draws no further than asked.
@@ -428,6 +437,21 @@ class _Batch(Generic[Request, Response]):
         # What it runs on by now: another engine may have had to take over.
         choice = self._processor.runner.explain() or self._choice
         return self._processor.respond(source, request, outcome, choice)
+
+
+def facts(source: str, outcome: Outcome[Any], chosen: Chosen) -> dict[str, Any]:
+    """What every response says of how its request went."""
+    error = outcome.error
+    if isinstance(error, VideoError) and error.subject is None:
+        error.subject = redact(source)  # a time limit or a dead worker does not know what it was about
+    return {
+        "success": error is None,
+        "error": None if error is None else Problem.of(error),
+        "seconds": outcome.seconds,
+        "attempts": outcome.attempts,
+        "backend": chosen.backend,
+        "reason": chosen.reason,
+    }
 
 
 def _run(task: Callable[[Any], Any], job: Any) -> Any:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import unquote, urlsplit
 
 from video import scope
-from video.errors import UnsupportedMedia, VideoError
-from video.models import Clip, Format, Mode, Problem, VideoClipRequest, VideoClipResponse
+from video.errors import UnsupportedMedia
+from video.models import Clip, Format, Mode, VideoClipRequest, VideoClipResponse
 from video.outcome import Outcome
-from video.processors._names import Book
-from video.processors.base import Chosen, Names, Processor
-from video.sources.base import display_name, is_url, redact, resolve
+from video.processors._names import stem
+from video.processors._sources import absolute, check_source, inputs_of, local_file, resource_of
+from video.processors.base import Chosen, Names, Processor, facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,9 @@ def make_clips(job: ClipJob) -> list[Clip]:
     from video.media.highlights import choose, measure_signals
 
     clips: list[Clip] = []
-    with _video(job) as path, contextlib.ExitStack() as together:
+    # Beside the clips: it may be large, and a system's temporary folder is often small.
+    downloads = Path(tempfile.gettempdir()) if job.preview else job.output_dir
+    with local_file(job.source, downloads) as path, contextlib.ExitStack() as together:
         scope.report(0.0, "looking for highlights")
         signals = measure_signals(path)
         highlights = choose(signals, job.count, job.min_length, job.max_length)
@@ -93,24 +93,6 @@ def from_key_frame(
     return key, min(key + end - start, duration)
 
 
-@contextlib.contextmanager
-def _video(job: ClipJob) -> Iterator[Path]:
-    """The job's video as a file on this machine, for as long as the block runs."""
-    from video.media.base import output_errors
-
-    source = resolve(job.source)
-    if not is_url(job.source):
-        yield source.fetch(job.source, job.output_dir).path
-        return
-    # Beside the clips: it may be large, and a system's temporary folder is often small.
-    parent = Path(tempfile.gettempdir()) if job.preview else job.output_dir
-    folder = parent / f".download-{secrets.token_hex(6)}"
-    with scope.unfinished(folder):
-        with output_errors(folder):
-            folder.mkdir(parents=True)
-        yield source.fetch(job.source, folder).path
-
-
 class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
     """Cuts the highlights out of videos.
 
@@ -127,9 +109,7 @@ class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
     """Write down in the output folder whose clips have which name."""
 
     def check(self, request: VideoClipRequest) -> None:
-        source = resolve(request.source)
-        if not is_url(request.source):
-            source.fetch(request.source, request.output_dir)
+        check_source(request.source, request.output_dir)
 
     def plain(self, value: list[Clip]) -> list[Any]:
         return [clip.model_dump(mode="json") for clip in value]
@@ -138,19 +118,14 @@ class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
         return [Clip.model_validate(one) for one in plain]
 
     def resource(self, job: ClipJob) -> str:
-        return (urlsplit(job.source).hostname or "") if is_url(job.source) else ""
+        return resource_of(job.source)
 
     def job_key(self, job: ClipJob) -> str:
         # Its clips may have another name where another batch has other videos of that name.
         return super().job_key(replace(job, stem=""))
 
     def inputs(self, job: ClipJob) -> list[Path]:
-        if is_url(job.source):
-            return []
-        try:
-            return [resolve(job.source).fetch(job.source, job.output_dir).path]
-        except VideoError:  # it fails with that when it runs
-            return []
+        return inputs_of(job.source, job.output_dir)
 
     def outputs(self, value: list[Clip]) -> Iterator[Path]:
         return (clip.path for clip in value)
@@ -175,25 +150,9 @@ class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
         outcome: Outcome[list[Clip]],
         chosen: Chosen,
     ) -> VideoClipResponse:
-        error = outcome.error
-        if isinstance(error, VideoError) and error.subject is None:
-            error.subject = redact(source)  # a time limit or a dead worker does not know what it was about
         return VideoClipResponse(
-            source=source,
-            success=error is None,
-            error=None if error is None else Problem.of(error),
-            clips=outcome.value or [],
-            seconds=outcome.seconds,
-            attempts=outcome.attempts,
-            backend=chosen.backend,
-            reason=chosen.reason,
-            request=request,
+            source=source, clips=outcome.value or [], request=request, **facts(source, outcome, chosen)
         )
-
-
-def absolute(source: str) -> str:
-    """`source` as it is understood in any folder."""
-    return source if is_url(source) or source.startswith(("file:", "~")) else os.path.abspath(source)
 
 
 class ClipPreview(VideoClipProcessor):
@@ -206,34 +165,13 @@ class ClipPreview(VideoClipProcessor):
 
 
 def _stem(request: VideoClipRequest, folder: Path, names: Names, *, keep: bool) -> str:
-    """What clips of this request are called: a name that no other video has in that folder, and that makes
-    no clip replace an input of the batch.
-
-    :raises OutputError: if it cannot be written down.
-    """
-    real = os.path.realpath(folder)
-    if real not in names.books:
-        names.books[real] = Book(Path(real), keep=keep)
-
-    def clips(name: str) -> Iterator[str]:
-        numbers = range(1, request.count + 1)
-        return (os.path.join(real, f"{name}-{number:02d}.{request.format}") for number in numbers)
-
-    wants = request.model_dump_json(exclude={"source", "output_dir"})
-    return names.books[real].name(
-        display_name(request.source),
-        _identity(request.source),
-        wants,
-        clash=lambda name: any(clip in names.inputs for clip in clips(name)),
-        there=lambda name: any(map(os.path.lexists, clips(name))),
+    """What clips of this request are called."""
+    numbers = range(1, request.count + 1)
+    return stem(
+        request,
+        folder,
+        names.books,
+        names.inputs,
+        files=lambda name: (f"{name}-{number:02d}.{request.format}" for number in numbers),
+        keep=keep,
     )
-
-
-def _identity(source: str) -> str:
-    """What a source is known by in any folder: two paths to one file are one source."""
-    if is_url(source) and not source.startswith("file:"):
-        return source
-    with contextlib.suppress(ValueError):  # no address, or no path: it fails with that when it runs
-        path = unquote(urlsplit(source).path) if source.startswith("file:") else os.path.expanduser(source)
-        return os.path.realpath(path)
-    return source

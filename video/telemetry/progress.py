@@ -35,8 +35,6 @@ class ProgressBars:
     """
 
     def __init__(self, title: str, names: Sequence[str], console: Console) -> None:
-        self._title = title
-        self._names = names
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -53,10 +51,19 @@ class ProgressBars:
         )
         self._lock = threading.Lock()
         self._rows: dict[int, TaskID] = {}
-        self._running: dict[int, float] = {}
-        self._done = self._failed = 0
-        self._total = len(names) or None
-        self._batch = self._progress.add_task(title, total=self._total, state="")
+        self.begin(title, names)
+
+    def begin(self, title: str, names: Sequence[str]) -> None:
+        """Another batch comes next: draw that one."""
+        with self._lock:
+            for row in self._progress.task_ids:
+                self._progress.remove_task(row)
+            self._names = names
+            self._rows.clear()
+            self._running: dict[int, float] = {}
+            self._done = self._failed = 0
+            self._total = len(names) or None
+            self._batch = self._progress.add_task(title, total=self._total, state="")
 
     def __enter__(self) -> Self:
         self._progress.start()

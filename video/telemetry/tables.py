@@ -9,7 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from video.models import VideoClipResponse
+from video.models import VideoClipResponse, VideoEncodingResponse
 
 
 def table(
@@ -43,6 +43,21 @@ def clip_table(responses: Iterable[VideoClipResponse], *, written: bool = True) 
             rows.append([clip.path.name, *span, *facts, f"{clip.score:.2f}", "; ".join(clip.reasons[:2])])
     columns = ["clip", "from", "to", *files, "score", "why"]
     return table(columns, rows, right=columns[1:-1], whole=["clip"])
+
+
+def encoding_table(responses: Iterable[VideoEncodingResponse], *, written: bool = True) -> Table:
+    """A row for each file."""
+    more = ["frames", "length", "bytes"] if written else []
+    rows = []
+    for response in responses:
+        for one in response.outputs:
+            name = one.path.name if one.playlist is None else f"{one.path.parent.name}/{one.path.name}"
+            facts = [str(one.frames), clock(one.seconds), size(one.bytes)] if written else []
+            likeness = "" if one.ssim is None else f", SSIM {one.ssim:.3f}"
+            pixels = f"{one.width}x{one.height}"
+            rows.append([name, pixels, *facts, f"{one.encoder}, {one.setting}{likeness}"])
+    columns = ["file", "size", *more, "encoder"]
+    return table(columns, rows, right=columns[1:-1], whole=["file"])
 
 
 def clock(seconds: float) -> str:

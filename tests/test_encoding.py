@@ -1,0 +1,614 @@
+"""The encoding processor: formats, ladders, targets and pieces; and that one bad video costs only itself."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import shared
+from tests.media_files import heard, numbers, onset, shown, tone, write_audio, write_video
+from tests.waiting import until
+from video import (
+    Clip,
+    Encoded,
+    ParallelConfig,
+    VideoClipProcessor,
+    VideoClipRequest,
+    VideoEncodingProcessor,
+    VideoEncodingRequest,
+    VideoEncodingResponse,
+)
+from video.errors import ConfigError, UnsupportedMedia
+from video.media import codecs, pieces
+from video.media.probe import probe
+from video.media.quality import measure_quality
+from video.media.target import search
+from video.models import CODECS_OF
+from video.processors._encode import sizes
+from video.processors._names import BOOK
+from video.processors.encoding import fitting_workers
+
+VFR_STEPS = [1, 1, 3, 1, 2, 5, 1, 1, 8, 2]
+VFR_TIMES = [Fraction(ticks, 50) for ticks in itertools.accumulate(VFR_STEPS * 6, initial=0)]
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """6 s of 25 frames, a key frame every 12, with B-frames, and sound at 1 s."""
+    folder = tmp_path_factory.mktemp("in")
+    return write_video(folder / "a.mp4", frames=150, b_frames=3, sound=tone(1, 0.5, 6))
+
+
+@pytest.fixture(scope="module")
+def serial() -> Iterator[VideoEncodingProcessor]:
+    with VideoEncodingProcessor(ParallelConfig(backend="serial", max_workers=1)) as processor:
+        yield processor
+
+
+def encoded(processor: VideoEncodingProcessor, source: Path, out: Path, **wants: Any) -> list[Encoded]:
+    """The files of one video, which must succeed."""
+    (response,) = processor.process_batch_parallel([{"source": source, "output_dir": out, **wants}])
+    assert response.success, response.error
+    return response.outputs
+
+
+def files(folder: Path) -> set[str]:
+    """What is in it, but for the list of who has which name."""
+    return {path.name for path in folder.iterdir() if path.name != BOOK} if folder.exists() else set()
+
+
+# Formats and codecs
+
+CODECS = [("mp4", "h264"), ("mp4", "hevc"), ("mkv", "av1"), ("webm", "vp9"), ("webm", "av1"), ("mkv", "h264")]
+
+
+@pytest.mark.parametrize(("format", "codec"), CODECS)
+def test_every_format_holds_every_frame_at_its_time_and_the_sound(
+    format: str, codec: str, serial: VideoEncodingProcessor, tmp_path: Path
+) -> None:
+    source = write_video(tmp_path / "a.mkv", frames=len(VFR_TIMES), times=VFR_TIMES, sound=tone(1, 0.5, 3))
+    (one,) = encoded(serial, source, tmp_path / "out", format=format, codec=codec)
+    assert one.path.name == f"a.{format}"
+    assert one.frames == len(VFR_TIMES)
+    found = shown(one.path)
+    assert [frame.number for frame in found] == list(range(len(VFR_TIMES)))
+    for frame, at in zip(found, VFR_TIMES, strict=True):
+        assert frame.seconds == pytest.approx(at, abs=0.0011)
+    assert onset(one.path) == pytest.approx(1, abs=0.005)
+    about = probe(one.path)
+    assert about.video is not None
+    assert {"libdav1d": "av1"}.get(about.video.codec, about.video.codec) == codec
+    assert about.audio[0].codec == ("opus" if format == "webm" else "aac")
+
+
+def test_a_quality_is_a_size(serial: VideoEncodingProcessor, samples: list[Path], tmp_path: Path) -> None:
+    for codec in ("h264", "hevc", "av1", "vp9"):
+        bytes_ = [
+            encoded(serial, samples[0], tmp_path / quality, codec=codec, quality=quality, sound=False)[
+                0
+            ].bytes
+            for quality in ("low", "medium", "high")
+        ]
+        assert bytes_[0] < bytes_[1] < bytes_[2]
+
+
+def test_a_gif_loops_and_keeps_the_time(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path
+) -> None:
+    (one,) = encoded(serial, numbered, tmp_path, format="gif", quality="medium")
+    assert one.path.name == "a.gif"
+    assert b"NETSCAPE2.0\x03\x01\x00\x00" in one.path.read_bytes()  # for ever
+    found = shown(one.path)
+    assert len(found) == one.frames == 72  # 12 a second
+    for at, frame in enumerate(found):
+        assert frame.seconds == pytest.approx(at / 12, abs=0.011)
+        assert frame.number == pytest.approx(at * 25 / 12, abs=1)
+
+
+def test_ten_bits_stay_in_hevc(serial: VideoEncodingProcessor, tmp_path: Path) -> None:
+    source = write_video(tmp_path / "a.mkv", pixels="yuv420p10le", frames=10)
+    for codec, pixels in (("hevc", "yuv420p10le"), ("av1", "yuv420p10le"), ("h264", "yuv420p")):
+        (one,) = encoded(serial, source, tmp_path / codec, codec=codec)
+        with av.open(str(one.path)) as container:
+            assert next(container.decode(video=0)).format.name == pixels
+
+
+def test_sound_may_be_missing_or_left_out(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path
+) -> None:
+    silent = write_video(tmp_path / "s.mp4", frames=10)
+    for source, wants in ((silent, {}), (numbered, {"sound": False})):
+        (one,) = encoded(serial, source, tmp_path / "out", **wants)
+        assert not probe(one.path).audio
+
+
+# Streaming
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
+def test_hls_plays_every_frame_of_every_rendition(
+    codec: str, serial: VideoEncodingProcessor, tmp_path: Path
+) -> None:
+    source = write_video(tmp_path / "a.mp4", frames=260, size=(320, 240), sound=tone(1, 0.5, 10.4))
+    request = {"source": source, "output_dir": tmp_path / "out", "format": "hls", "codec": codec,
+               "ladder": (240, 120), "quality": "medium"}  # fmt: skip
+    (response,) = serial.process_batch_parallel([request])
+    assert response.playlist == tmp_path / "out" / "a" / "master.m3u8"
+    assert files(tmp_path / "out") == {"a"}
+    master = response.playlist.read_text()
+    assert re.findall(r"RESOLUTION=(\d+x\d+)", master) == ["320x240", "160x120"]
+    with av.open(str(response.playlist)) as container:
+        assert len(container.streams.video) == len(container.streams.audio) == 2
+    for one in response.outputs:
+        assert one.playlist is not None
+        assert one.playlist.name in master
+        text = one.playlist.read_text()
+        lengths = [float(found) for found in re.findall(r"#EXTINF:([\d.]+)", text)]
+        assert lengths == pytest.approx([4, 4, 2.4], abs=0.05)
+        assert sum(lengths) == pytest.approx(one.seconds, abs=0.001)
+        assert "#EXT-X-ENDLIST" in text
+        assert one.bytes == one.path.stat().st_size
+        found = shown(one.playlist)
+        assert [frame.number for frame in found] == list(range(260))
+        with av.open(str(one.path)) as container:
+            packets = [packet for packet in container.demux(video=0) if packet.is_keyframe and packet.size]
+            keys = [float(packet.pts * packet.time_base) for packet in packets]
+        assert {0, 4, 8} <= {round(key - keys[0], 2) for key in keys}
+        assert onset(one.playlist) - float(found[0].seconds) == pytest.approx(1, abs=0.005)
+
+
+# Ladders
+
+
+def test_a_ladder_is_decoded_once_and_never_upscales(
+    serial: VideoEncodingProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from video.media import render as module
+
+    source = write_video(tmp_path / "a.mp4", frames=20, size=(320, 180))
+    reads = []
+    read = module.read
+    monkeypatch.setattr(module, "read", lambda *words: reads.append(words) or read(*words))
+    found = encoded(serial, source, tmp_path / "out", ladder=(1080, 720, 180, 90, 45))
+    assert len(reads) == 1
+    assert [(one.width, one.height) for one in found] == [(320, 180), (160, 90), (80, 44)]
+    assert [one.path.name for one in found] == ["a-180p.mp4", "a-90p.mp4", "a-44p.mp4"]
+    for one in found:
+        assert {frame.size for frame in shown(one.path)} == {(one.width, one.height)}
+        assert numbers(one.path) == list(range(20))
+
+
+def test_a_ladder_counts_the_shorter_side(serial: VideoEncodingProcessor, tmp_path: Path) -> None:
+    source = write_video(tmp_path / "a.mp4", frames=5, size=(320, 180), rotation=90)
+    (one,) = encoded(serial, source, tmp_path / "out", ladder=(90,))
+    assert (one.width, one.height) == (90, 160)
+    assert numbers(one.path) == list(range(5))
+
+
+@given(
+    st.integers(1, 4000).map(lambda half: 2 * half),
+    st.integers(1, 4000).map(lambda half: 2 * half),
+    st.lists(st.integers(16, 8640), max_size=5),
+)
+def test_sizes_are_even_in_proportion_and_no_larger(width: int, height: int, ladder: list[int]) -> None:
+    found = sizes(width, height, ladder)
+    assert found == sorted(found, reverse=True)
+    assert len(set(found)) == len(found)
+    for wide, high in found:
+        assert wide % 2 == high % 2 == 0
+        assert 2 <= wide <= width
+        assert 2 <= high <= height
+        share = min(wide, high) / min(width, height)
+        assert abs(wide - width * share) <= 1 + width / min(width, height)
+        assert abs(high - height * share) <= 1 + height / min(width, height)
+
+
+# Targets
+
+
+@given(st.integers(12, 45), st.floats(0.85, 0.999), st.floats(0.02, 0.2))
+def test_the_search_finds_the_coarsest_setting_that_meets_the_target(
+    middle: int, target: float, slope: float
+) -> None:
+    """On any curve whose logarithm is straight, as those of encoders nearly are."""
+
+    def measure(value: int) -> float:
+        calls.append(value)
+        return 1 - (1 - target) * float(np.exp(slope * (value - middle)))
+
+    calls: list[int] = []
+    value, measured = search(measure, target, [19, 28], 10, 51)
+    assert len(calls) == len(set(calls)) <= 6
+    assert measured[value] >= target
+    assert measured[value] - target < 0.002 or value + 1 in measured or value == 51 or len(calls) == 6
+    assert abs(value - middle) <= 3 or measured[value] - target < 0.003
+
+
+def test_a_target_is_reached_by_the_whole_video(serial: VideoEncodingProcessor, tmp_path: Path) -> None:
+    source = shared("cars.mp4")
+    found = {}
+    for target in (0.9, 0.97):
+        (one,) = encoded(serial, source, tmp_path / f"{target}", quality=target, ladder=(240,))
+        assert one.ssim is not None
+        assert one.ssim >= target
+        assert re.search(rf"\b{one.setting.split()[1]}: 0\.9", one.note)
+        found[target] = one.bytes
+        likeness = measure_quality(one.path, source).likeness
+        assert likeness is not None
+        assert likeness.frames == one.frames
+    assert found[0.9] < found[0.97]
+
+
+def test_a_target_that_cannot_be_had_says_what_can(serial: VideoEncodingProcessor, tmp_path: Path) -> None:
+    noise = tmp_path / "noise.mkv"
+    with av.open(str(noise), "w") as out:
+        video = out.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 160, 120, "yuv420p"
+        for _ in range(10):
+            picture = np.random.default_rng(1).integers(0, 255, (180, 160), np.uint8)
+            out.mux(video.encode(av.VideoFrame.from_ndarray(picture, "yuv420p")))
+        out.mux(video.encode(None))
+    (response,) = serial.process_batch_parallel(
+        [{"source": noise, "output_dir": tmp_path / "out", "quality": 0.9999}]
+    )
+    assert response.error is not None
+    assert re.search(r"0\.9999 cannot be had: libx264 with crf 10 has 0\.99", response.error.message)
+    assert files(tmp_path / "out") == set()
+
+
+# Encoders
+
+
+def test_an_encoder_counts_once_it_has_encoded_two_frames() -> None:
+    assert codecs.works("libx264")
+    assert codecs.works("libx264", (("crf", "20"),))
+    assert not codecs.works("libx264", (("nosuch", "20"),))
+    assert not codecs.works("h264_nosuch")
+    assert not codecs.works("aac")
+
+
+def test_hardware_is_taken_where_it_works_and_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of what there may be, whose second entry does exist."""
+    absent = codecs.Tool("h264_nosuch", codecs.SOFTWARE["h264"].presets)
+    there = codecs.Tool("libx265", codecs.SOFTWARE["hevc"].presets)
+    monkeypatch.setattr(codecs, "HARDWARE", {"h264": (absent, there)})
+    assert codecs.tool("h264") is there
+    assert codecs.tool("h264", hardware=False).encoder == "libx264"
+    monkeypatch.setattr(codecs, "HARDWARE", {"h264": (absent,)})
+    assert codecs.tool("h264").encoder == "libx264"
+    monkeypatch.setattr(codecs, "SOFTWARE", {"h264": absent})
+    with pytest.raises(UnsupportedMedia, match="no encoder that works here"):
+        codecs.tool("h264")
+
+
+# Batches
+
+
+@pytest.mark.parametrize("engine", ["serial", "thread", "process", "async"])
+def test_a_bad_video_costs_only_itself_and_order_is_kept(engine: str, numbered: Path, tmp_path: Path) -> None:
+    (tmp_path / "noise.mp4").write_bytes(bytes(range(256)) * 40)
+    sources = [
+        numbered,
+        tmp_path / "noise.mp4",
+        tmp_path / "no.mp4",
+        write_audio(tmp_path / "s.wav"),
+        numbered,
+    ]
+    out = tmp_path / "out"
+    with VideoEncodingProcessor() as processor:
+        found = processor.batch_encode_videos(sources, "mkv", "low", 2, output_dir=out, backend=engine)
+    assert [one.success for one in found] == [True, False, False, False, True]
+    kinds = [one.error.type for one in found if one.error]
+    assert kinds == ["InvalidMedia", "SourceNotFound", "UnsupportedMedia"]
+    assert files(out) == {"a.mkv", "a-2.mkv"}
+    assert {one.backend for one in found} == {engine}
+    assert found[0].outputs[0].frames == 150
+
+
+def test_clips_of_another_processor_are_encoded(samples: list[Path], tmp_path: Path) -> None:
+    ask = VideoClipRequest(source=samples[0], output_dir=tmp_path / "clips", count=2, max_clip_length=3)
+    with VideoClipProcessor() as clipper:
+        results = clipper.process_batch_parallel([ask, tmp_path / "missing.mp4"])
+    with VideoEncodingProcessor() as processor:
+        found = processor.batch_encode_videos(
+            results, format="webm", quality="low", output_dir=tmp_path / "o"
+        )
+    assert [one.success for one in found] == [True, True, False]
+    assert found[2].error == results[1].error
+    assert files(tmp_path / "o") == {"coast-01.webm", "coast-02.webm"}
+    assert [one.outputs[0].frames for one in found[:2]] == [clip.frames for clip in results[0].clips]
+
+
+def test_namesakes_and_files_of_others_are_never_written_over(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.mkv").write_text("mine")
+    (out / "a-90p.mp4").write_text("mine")
+    twin = write_video(tmp_path / "a.mp4", frames=5)
+    found = [
+        encoded(serial, source, out, **wants)[0].path.name
+        for wants in ({"format": "mkv"}, {"ladder": (120,)})
+        for source in (numbered, twin, numbered)
+    ]
+    assert found[:3] == ["a-2.mkv", "a-3.mkv", "a-2.mkv"]  # the same video has the same name again
+    assert (out / "a.mkv").read_text() == (out / "a-90p.mp4").read_text() == "mine"
+    assert len(numbers(out / "a-2.mkv")) == 150
+
+
+def test_an_output_never_replaces_its_source(serial: VideoEncodingProcessor, tmp_path: Path) -> None:
+    source = write_video(tmp_path / "a.mp4", frames=5)
+    before = source.read_bytes()
+    (one,) = encoded(serial, source, tmp_path)
+    assert one.path.name == "a-2.mp4"
+    assert source.read_bytes() == before
+
+
+def test_a_full_disk_leaves_no_rendition(
+    serial: VideoEncodingProcessor, tmp_path: Path, tiny_disk: Path
+) -> None:
+    noise = np.random.default_rng(1).uniform(-0.5, 0.5, 10 * 48_000).astype(np.float32)
+    source = write_video(tmp_path / "a.mp4", frames=250, sound=noise)
+    for wants in ({"ladder": (120, 60)}, {"chunk_seconds": 2}, {"format": "hls"}):
+        (response,) = serial.process_batch_parallel([{"source": source, "output_dir": tiny_disk, **wants}])
+        assert response.error is not None
+        assert "the disk is full" in response.error.message
+        assert str(tiny_disk / "a") in response.error.message
+        assert {name for name in files(tiny_disk) if not name.endswith(".pieces")} == set()
+        for folder in tiny_disk.glob(".*.pieces"):
+            shutil.rmtree(folder)
+
+
+def test_a_checkpoint_answers_for_what_is_done(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path
+) -> None:
+    wants = {"output_dir": tmp_path / "out", "ladder": (120, 60), "chunk_seconds": 2}
+    request = VideoEncodingRequest(source=numbered, **wants)
+    first = serial.process_batch_parallel([request], checkpoint=tmp_path / "jobs.sqlite")
+    made = {one.path: one.path.stat().st_mtime_ns for one in first[0].outputs}
+    again = serial.process_batch_parallel([request], checkpoint=tmp_path / "jobs.sqlite")
+    assert again[0].outputs == first[0].outputs
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    next(iter(made)).unlink()
+    assert serial.process_batch_parallel([request], checkpoint=tmp_path / "jobs.sqlite")[0].success
+    assert all(path.exists() for path in made)
+
+
+def test_a_response_survives_json(serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path) -> None:
+    (response,) = serial.process_batch_parallel([{"source": numbered, "output_dir": tmp_path}])
+    assert VideoEncodingResponse.model_validate_json(response.model_dump_json()) == response
+
+
+@pytest.mark.parametrize(
+    ("wants", "says"),
+    [
+        ({"format": "avi"}, "format"),
+        ({"format": "webm", "codec": "h264"}, "webm cannot have the codec h264"),
+        ({"format": "gif", "quality": 0.9}, "gif takes low, medium or high"),
+        ({"quality": "best"}, "quality"),
+        ({"quality": 1.5}, "quality"),
+        ({"ladder": (720, 0)}, "ladder"),
+        ({"parallel_workers": 0}, "parallel_workers is 0"),
+        ({"chunk_seconds": 0}, "chunk_seconds"),
+    ],
+)
+def test_what_makes_no_sense_is_said_before_anything_runs(wants: dict[str, Any], says: str) -> None:
+    with VideoEncodingProcessor() as processor, pytest.raises(ConfigError, match=says):
+        processor.batch_encode_videos(["a.mp4"], **wants)
+
+
+def test_one_path_instead_of_a_list_is_refused() -> None:
+    with VideoEncodingProcessor() as processor, pytest.raises(ConfigError, match="single one"):
+        processor.batch_encode_videos("a.mp4")
+
+
+def test_more_workers_than_fit_are_not_started(
+    tmp_path: Path, numbered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from video import resources
+
+    monkeypatch.setattr(resources, "usable_cpus", lambda: 4)
+    monkeypatch.setattr(resources, "free_memory", lambda: 3.0 * 2**30)
+    assert fitting_workers([str(numbered)], 8) == 4
+    assert fitting_workers([str(numbered)], 3) == 3
+    large = write_video(tmp_path / "l.mp4", size=(1920, 1080), frames=1)
+    assert fitting_workers([str(numbered), str(large)], 8) == 2
+    monkeypatch.setattr(resources, "free_memory", lambda: 1.0)
+    assert fitting_workers([str(numbered), "missing.mp4"], None) == 1
+
+
+def test_a_clip_by_itself_is_enough(serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path) -> None:
+    facts = {
+        "start": 0,
+        "end": 1,
+        "score": 1,
+        "reasons": [],
+        "width": 1,
+        "height": 1,
+        "frames": 1,
+        "bytes": 1,
+    }
+    clip = Clip.model_validate({"path": numbered, **facts})
+    (response,) = serial.batch_encode_videos([clip], "mkv", "low", output_dir=tmp_path, backend="serial")
+    assert response.outputs[0].frames == 150
+
+
+# Pieces
+
+
+@pytest.mark.parametrize(("format", "codec"), CODECS[:4])
+@pytest.mark.parametrize("steady", [True, False])
+def test_pieces_make_the_same_video_as_one_go(
+    format: str, codec: str, steady: bool, serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path
+) -> None:
+    source = numbered
+    if not steady:
+        sound = tone(1, 0.5, 3)
+        source = write_video(tmp_path / "a.mkv", frames=len(VFR_TIMES), times=VFR_TIMES, sound=sound)
+    wants = {"format": format, "codec": codec}
+    (whole,) = encoded(serial, source, tmp_path / "whole", **wants)
+    (joined,) = encoded(serial, source, tmp_path / "pieces", chunk_seconds=1, **wants)
+    assert (joined.frames, joined.seconds) == (whole.frames, whole.seconds)
+    left, right = shown(whole.path), shown(joined.path)
+    assert [one.number for one in left] == [one.number for one in right] == list(range(whole.frames))
+    assert [one.seconds for one in left] == pytest.approx([one.seconds for one in right], abs=0.0011)
+    (first, samples), (second, others) = heard(whole.path), heard(joined.path)
+    assert first == second
+    assert np.array_equal(samples, others)
+    assert files(tmp_path / "pieces") == {joined.path.name}
+
+
+def test_pieces_begin_at_key_frames_and_hold_every_frame_once(numbered: Path) -> None:
+    for seconds in (1, 1.5, 3, 60):
+        planned = pieces.plan(str(numbered), seconds)
+        assert sum(one.frames for one in planned) == 150
+        assert planned[0].start == 0
+        assert planned[-1].end is None
+        for one, following in itertools.pairwise(planned):
+            assert one.end == following.start
+            assert one.end * 25 % 12 == 0
+            assert one.end - one.start >= seconds
+    assert len(pieces.plan(str(numbered), 60)) == 1
+
+
+def test_pieces_of_a_ladder_in_several_workers(numbered: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, list[str]]] = []
+    with VideoEncodingProcessor(ParallelConfig(max_workers=2)) as processor:
+        processor.announce = lambda title, names: told.append((title, list(names)))
+        found = encoded(processor, numbered, tmp_path, ladder=(120, 60), chunk_seconds=2)
+    for one in found:
+        assert numbers(one.path) == list(range(150))
+        assert onset(one.path) == pytest.approx(1, abs=0.002)
+    assert [title for title, _ in told] == ["looking at long videos", "pieces", "videos"]
+    assert told[1][1] == ["a 1", "a 2", "a 3"]
+    assert files(tmp_path) == {"a-120p.mp4", "a-60p.mp4"}
+
+
+def test_a_target_is_looked_for_once_for_all_pieces(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from video.media import target
+
+    calls = []
+    find = target.find
+    monkeypatch.setattr(target, "find", lambda *words: calls.append(words) or find(*words))
+    (one,) = encoded(serial, numbered, tmp_path, quality=0.95, chunk_seconds=2)
+    assert len(calls) == 1
+    assert one.ssim is not None
+    assert one.ssim >= 0.95
+
+
+PROGRAM = """
+import sys
+from video import ParallelConfig, VideoEncodingProcessor
+from video.media import pieces
+made = pieces.render
+def slowly(*words, **more):
+    import time
+    time.sleep(0.3)
+    return made(*words, **more)
+pieces.render = slowly
+with VideoEncodingProcessor(ParallelConfig(backend=sys.argv[3], max_workers=2)) as processor:
+    request = {"source": sys.argv[1], "output_dir": sys.argv[2], "chunk_seconds": 1, "ladder": (120, 60)}
+    print(processor.process_batch_parallel([request])[0].success)
+"""
+
+
+def test_a_killed_run_goes_on_with_the_pieces_that_are_done(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", PROGRAM, str(numbered), str(out), "serial"]
+    program = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL)
+    until(lambda: len(list(out.glob(".*.pieces/*.json"))) >= 2 or program.poll() is not None)
+    program.send_signal(signal.SIGKILL)
+    program.wait(20)
+    (folder,) = out.glob(".*.pieces")
+    done = {path.name for path in folder.glob("*.json")}
+    total = len(pieces.plan(str(numbered), 1))
+    assert 2 <= len(done) < total
+
+    again = []
+    encode = pieces.render
+    monkeypatch.setattr(
+        pieces, "render", lambda *words, **more: again.append(words) or encode(*words, **more)
+    )
+    found = encoded(serial, numbered, out, chunk_seconds=1, ladder=(120, 60))
+    assert len(again) == total - len(done)
+    for one in found:
+        assert numbers(one.path) == list(range(150))
+    assert not folder.exists()
+
+
+def test_a_piece_that_was_damaged_meanwhile_is_made_again(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a loss of power may leave it: its facts are there, its end is not."""
+    join = pieces.join
+    monkeypatch.setattr(pieces, "join", lambda *words: (_ for _ in ()).throw(OSError("killed")))
+    request = {"source": numbered, "output_dir": tmp_path, "chunk_seconds": 2}
+    assert not serial.process_batch_parallel([request])[0].success
+    monkeypatch.setattr(pieces, "join", join)
+    (folder,) = tmp_path.glob(".*.pieces")
+    part = folder / "00001-0.mp4"
+    part.write_bytes(part.read_bytes()[:1000])
+    facts = folder / "00002.json"
+    rows = json.loads(facts.read_text())
+    facts.write_text(json.dumps([{**rows[0], "frames": 1}]))
+    assert not serial.process_batch_parallel([request])[0].success  # that lie shows when it is read
+    (one,) = encoded(serial, numbered, tmp_path, chunk_seconds=2)
+    assert numbers(one.path) == list(range(150))
+
+
+def test_an_address_is_not_encoded_in_pieces(serial: VideoEncodingProcessor, tmp_path: Path) -> None:
+    request = {"source": "http://127.0.0.1:9/a.mp4", "output_dir": tmp_path, "chunk_seconds": 2}
+    (response,) = serial.process_batch_parallel([request])
+    assert response.error is not None
+    assert "only a file on this machine" in response.error.message
+
+
+# The documentation
+
+DOCS = Path(__file__).parents[1] / "docs" / "encoding.md"
+
+
+@pytest.mark.parametrize("number", range(DOCS.read_text("utf-8").count("```python")))
+def test_the_documentations_python_runs(number: int, samples: list[Path], tmp_path: Path) -> None:
+    shutil.copy(samples[0], tmp_path / "a.mp4")
+    code = re.findall(r"```python\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)[number]
+    (tmp_path / "block.py").write_text(code)
+    more = {"env": dict(os.environ) | {"PYTHONPATH": str(DOCS.parents[1])}, "timeout": 100}
+    program = [sys.executable, "block.py"]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, **more)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_the_documentation_has_the_presets_and_codecs_as_they_are() -> None:
+    text = DOCS.read_text("utf-8")
+    rows = dict.fromkeys(("h264", "hevc", "av1", "vp9"), "")
+    for codec in rows:
+        rows[codec] = "".join(text.split(f"\n| `{codec}` | low")[1].splitlines(keepends=True)[:3])
+        tool = codecs.SOFTWARE[codec]  # type: ignore[index]
+        for value, more in tool.presets.values():
+            speed = f"cpu-used {more['cpu-used']}" if codec == "vp9" else more["preset"]
+            assert f"{speed}, {tool.scale} {value} |" in rows[codec]
+    for name, known in CODECS_OF.items():
+        assert f"| `{name}` | " + (", ".join(f"`{one}`" for one in known) or "its own") in text

@@ -1,0 +1,217 @@
+"""`video encode`: videos in another format, codec or size."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import get_args
+
+import click
+from pydantic import ValidationError
+
+from video.cli.clips import as_line, complain, folder_of, settings_of
+from video.cli.common import (
+    CHECKPOINT,
+    SOME_FAILED_EXIT,
+    STOPPED_EXIT,
+    config_of,
+    counted,
+    engine_options,
+    go_on,
+    machine_reads,
+    output,
+    people,
+    say,
+)
+from video.cli.inputs import expand
+from video.models import Codec, EncodingFormat, Preset, VideoEncodingRequest, VideoEncodingResponse
+from video.sources.base import is_url, readable, redact
+
+EXAMPLES = """\b
+Examples:
+  video encode talk.mov                             encoded/talk.mp4
+  video encode films/ --format webm --quality medium --out small
+  video encode talk.mp4 --target 0.97 --codec hevc  as small as it can be and look like that
+  video encode talk.mp4 --ladder 1080,720,480,360 --format hls
+  video encode film.mkv --codec av1 --chunk 60 --resume
+  video encode films/ --ladder 720,360 --dry-run
+"""
+
+
+def _sides(ctx: click.Context, option: click.Parameter, words: str) -> tuple[int, ...]:
+    """Whole numbers between commas."""
+    try:
+        return tuple(map(int, words.split(","))) if words else ()
+    except ValueError:
+        raise click.BadParameter(f"{words!r} is not such as 1080,720,480", ctx, option) from None
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path())
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("encoded"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder for the files; made if it is missing.",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(get_args(EncodingFormat)),
+    default="mp4",
+    show_default=True,
+    help="hls: a folder with a master playlist for each video.",
+)
+@click.option(
+    "--codec",
+    type=click.Choice(get_args(Codec)),
+    help="[default: h264; vp9 in webm]",
+)
+@click.option(
+    "--quality",
+    type=click.Choice(get_args(Preset)),
+    help="low is small and quick, high is hard to tell from the source.  [default: high]",
+)
+@click.option(
+    "--target",
+    type=click.FloatRange(0.5, 1, min_open=True, max_open=True),
+    metavar="SSIM",
+    help="Instead: how much like the source it must look, such as 0.97; samples are measured.",
+)
+@click.option(
+    "--ladder",
+    default="",
+    callback=_sides,
+    show_default=False,
+    metavar="N,N,...",
+    help="Renditions, by pixels of the shorter side; none is larger than the video, and each video is "
+    "decoded once.",
+)
+@click.option(
+    "--chunk",
+    type=click.FloatRange(min=1),
+    metavar="SECONDS",
+    help="Encode long videos in pieces of at least so many seconds, several at once; those that a killed run "
+    "had finished are not done again.",
+)
+@click.option("--no-hardware", is_flag=True, help="Never use an encoder of the machine's hardware.")
+@click.option("--no-sound", is_flag=True, help="Pictures only.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Write down what is done, and go on where an earlier run with --resume stopped.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Where that is written down; implies --resume.  [default: .video-jobs.sqlite in DIR]",
+)
+@click.option(
+    "--retries",
+    type=click.IntRange(0, 100),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Try a video again up to N times that failed for a reason which may pass.",
+)
+@engine_options
+@click.option(
+    "--set",
+    "more",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any other setting of the guide's table, such as memory_limit_gb=4. May be given again.",
+)
+@click.option(
+    "--json",
+    is_flag=True,
+    help="One JSON object a video, as soon as it is done, in input order.  [default when piped]",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be written, but write nothing.")
+@click.option("--debug", is_flag=True, help="Show tracebacks of what fails.")
+def encode(
+    inputs: tuple[str, ...], out: Path, format_: str, codec: str | None, quality: str | None,
+    target: float | None, ladder: tuple[int, ...], chunk: float | None, no_hardware: bool, no_sound: bool,
+    resume: bool, checkpoint: Path | None, retries: int, backend: str, workers: int | None,
+    timeout: float | None, more: tuple[str, ...], json: bool, dry_run: bool, debug: bool,
+) -> int:  # fmt: skip
+    """Encode videos anew, in another format, codec or size.
+
+    INPUT is a file, a folder, a glob in quotes, @FILE (a list, one name a line), a URL, or - (a list on
+    standard input). Put -- before names that start with a dash.
+    """
+    sources, notes = expand(inputs, leave_out=out)
+    if not sources:
+        raise click.UsageError("; ".join(notes) or "the list names no video")
+    if quality is not None and target is not None:
+        raise click.UsageError("--quality and --target are two ways to say one thing: give one")
+    resume = resume or checkpoint is not None
+    if resume and dry_run:
+        raise click.UsageError("--dry-run writes nothing that could be resumed")
+    settings = {
+        "format": format_, "codec": codec, "quality": target or quality or "high", "ladder": ladder,
+        "hardware": not no_hardware, "sound": not no_sound, "chunk_seconds": chunk,
+    }  # fmt: skip
+    try:
+        VideoEncodingRequest.model_validate({"source": "any", **settings})
+    except ValidationError as error:
+        raise click.UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+
+    from video.processors.encoding import EncodingPreview, VideoEncodingProcessor, fitting_workers
+    from video.telemetry.progress import ProgressBars
+
+    console, lines = people(), machine_reads(json)
+    config = config_of(
+        backend, workers or fitting_workers(sources, None), timeout, retries, settings_of(more)
+    )
+    processor_type = EncodingPreview if dry_run else VideoEncodingProcessor
+    names = [redact(source) if is_url(source) else readable(os.path.basename(source)) for source in sources]
+    responses: list[VideoEncodingResponse] = []
+    try:
+        with (
+            ProgressBars("videos", names, console) as bars,
+            processor_type(config, observers=[bars]) as processor,
+            contextlib.ExitStack() as stack,
+        ):
+            processor.announce = bars.begin
+            kept = None
+            if resume:
+                kept = processor.open_checkpoint(checkpoint or folder_of(out) / CHECKPOINT, settings=settings)
+                stack.enter_context(kept)
+            requests = [{"source": source, "output_dir": out, **settings} for source in sources]
+            for ready in processor.stream_process(requests, checkpoint=kept):
+                go_on()
+                responses += ready
+                if lines:
+                    for response in ready:
+                        click.echo(as_line(response, debug))
+            go_on()
+            if kept is not None and kept.answered:
+                rest = f"{kept.begun} left to do" if kept.begun else "nothing left to do"
+                say(console, f"{counted(kept.answered, 'video')} done by an earlier run, {rest}")
+    except KeyboardInterrupt:
+        done = sum(response.success for response in responses)
+        words = "; the same command goes on from there" if resume else ""
+        say(console, f"stopped after {counted(done, 'video')} of {len(sources)}{words}")
+        return STOPPED_EXIT
+    if not lines:
+        show(responses, out, dry_run)
+    complain(responses, notes, console, debug)
+    return 0 if not notes and all(response.success for response in responses) else SOME_FAILED_EXIT
+
+
+def show(responses: list[VideoEncodingResponse], out: Path, dry_run: bool) -> None:
+    from video.telemetry.tables import encoding_table
+
+    console = output()
+    count = sum(len(response.outputs) for response in responses)
+    if count:
+        console.print(encoding_table(responses, written=not dry_run))
+    done = counted(sum(response.success for response in responses), "video")
+    verb = "would be written to" if dry_run else "in"
+    say(console, f"{counted(count, 'file')} of {done} {verb} {out} ({responses[0].backend} engine)")

@@ -1,0 +1,71 @@
+"""HTTP live streaming: renditions of one video packed for players that change between them.
+
+Of each rendition there is one file of fragments and one playlist that says where in it each segment lies; a
+master playlist names them all. Nothing is encoded here. Source: RFC 8216.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+
+from video.media import base
+from video.media.codecs import SEGMENT_SECONDS
+from video.media.encode import HVC1
+
+MASTER = "master.m3u8"
+
+
+def package(renditions: Mapping[str, Path], folder: Path) -> list[Path]:
+    """Write playlists and fragments of these files into a folder that is there.
+
+    :param renditions: by name, such as `720p`; with key frames at the same times, the best one first; all of
+        them with sound or none.
+    :return: what was written, the master playlist first.
+    :raises OutputError: by way of `base.output_errors`, which is the caller's.
+    """
+    with contextlib.ExitStack() as stack:
+        inputs = [stack.enter_context(base.open_input(path)) for path in renditions.values()]
+        parts = []
+        for at, (name, one) in enumerate(zip(renditions, inputs, strict=True)):
+            sound = f",a:{at}" if one.streams.audio else ""
+            parts.append(f"v:{at}{sound},name:{name}")
+        options = {
+            "hls_time": str(SEGMENT_SECONDS),
+            "hls_playlist_type": "vod",
+            "hls_segment_type": "fmp4",
+            "hls_flags": "single_file+independent_segments",
+            "hls_segment_filename": base.url(folder / "%v.m4s"),
+            "var_stream_map": " ".join(parts),
+            "master_pl_name": MASTER,
+        }
+        out = stack.enter_context(
+            av.open(base.url(folder / "%v.m3u8"), "w", format="hls", container_options=options)
+        )
+        streams = {}
+        for at, one in enumerate(inputs):
+            for stream in (base.video_stream(one), *one.streams.audio[:1]):
+                copy = out.add_stream_from_template(stream, opaque=True)
+                if stream.codec_context.name == "hevc":
+                    copy.codec_context.codec_tag = HVC1
+                streams[at, stream.index] = copy
+        queues = [_packets(at, one) for at, one in enumerate(inputs)]
+        for _, at, packet in heapq.merge(*queues, key=lambda one: one[0]):
+            packet.stream = streams[at, packet.stream_index]
+            out.mux(packet)
+    return [folder / MASTER, *(folder / f"{name}{end}" for name in renditions for end in (".m3u8", ".m4s"))]
+
+
+def _packets(at: int, container: InputContainer) -> Iterator[tuple[Fraction, int, Packet[Any]]]:
+    streams = (base.video_stream(container), *container.streams.audio[:1])
+    for packet in base.packets(container, *streams):
+        stamp = packet.pts if packet.dts is None else packet.dts
+        yield (stamp or 0) * base.fraction(packet.time_base), at, packet

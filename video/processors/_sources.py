@@ -1,0 +1,60 @@
+"""What processors do with the source of a request: a path, or an address."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from video import scope
+from video.errors import VideoError
+from video.sources.base import is_url, resolve
+
+
+def absolute(source: str) -> str:
+    """`source` as it is understood in any folder."""
+    return source if is_url(source) or source.startswith(("file:", "~")) else os.path.abspath(source)
+
+
+def check_source(source: str, folder: Path) -> None:
+    """Raise if it cannot be had, as far as that is known without touching the network."""
+    found = resolve(source)
+    if not is_url(source):
+        found.fetch(source, folder)
+
+
+def resource_of(source: str) -> str:
+    """The host that it comes from; "": none."""
+    return (urlsplit(source).hostname or "") if is_url(source) else ""
+
+
+def inputs_of(source: str, folder: Path) -> list[Path]:
+    """The file on this machine that it is."""
+    if is_url(source):
+        return []
+    try:
+        return [resolve(source).fetch(source, folder).path]
+    except VideoError:  # the job fails with that when it runs
+        return []
+
+
+@contextlib.contextmanager
+def local_file(source: str, downloads: Path) -> Iterator[Path]:
+    """A source as a file on this machine, for as long as the block runs.
+
+    :param downloads: where one that is an address is put meanwhile; made if it is missing.
+    """
+    from video.media.base import output_errors
+
+    found = resolve(source)
+    if not is_url(source):
+        yield found.fetch(source, downloads).path
+        return
+    folder = downloads / f".download-{secrets.token_hex(6)}"
+    with scope.unfinished(folder):
+        with output_errors(folder):
+            folder.mkdir(parents=True)
+        yield found.fetch(source, folder).path
