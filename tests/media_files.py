@@ -16,6 +16,8 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
 
+from video.media.edges import Luma, luma
+
 COLUMNS, ROWS = 4, 3
 FLASH = 2 ** (COLUMNS * ROWS) - 1
 """The number of an all white frame."""
@@ -174,6 +176,18 @@ def shown(path: Path) -> list[Shown]:
 def numbers(path: Path) -> list[int]:
     """The number of every frame, in the order shown."""
     return [frame.number for frame in shown(path)]
+
+
+def decoded(path: Path) -> list[tuple[Fraction, Luma]]:
+    """(seconds, brightness as (height, width)) of each frame, in the order shown."""
+    with av.open(str(path)) as container:
+        return [(frame.pts * frame.time_base, luma(frame)) for frame in container.decode(video=0)]
+
+
+def decoding_times(path: Path) -> list[int]:
+    """Of each stored picture, in ticks, in the order stored."""
+    with av.open(str(path)) as container:
+        return [one.dts for one in container.demux(video=0) if one.size and one.dts is not None]
 
 
 def pixels(path: Path, *, until: float = 1e9) -> list[tuple[float, bytes]]:

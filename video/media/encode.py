@@ -15,7 +15,7 @@ import av
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
-from av.container import OutputContainer
+from av.container import InputContainer, OutputContainer
 from av.error import ArgumentError, InvalidDataError
 from av.filter import Graph
 from av.packet import Packet
@@ -24,7 +24,7 @@ from av.video.stream import VideoStream
 
 from video import scope
 from video.errors import UnsupportedMedia
-from video.media import base
+from video.media import base, mp4, probe
 from video.media.seek import stamp_seconds
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
@@ -83,6 +83,32 @@ class Written:
     size: tuple[int, int]
     """(width, height) as shown."""
     frames: int
+
+
+_FITTING = ("yuv420p", "yuvj420p")
+
+
+def misfit(container: InputContainer, video: VideoStream) -> str:
+    """Why `Fit` would change the pictures of a stream, in words; empty if it would not.
+
+    Only what the headers and the first frame say. Moves the reading position.
+    """
+    context = video.codec_context
+    turned = 0
+    if not mp4.surely_upright(base.source_name(container)):
+        frame = probe.first_frame(container, video)
+        context.flush_buffers()  # so that it can decode from another place
+        turned = 0 if frame is None else base.rotation(frame)
+    size, shape = (context.width, context.height), base.fraction(video.sample_aspect_ratio)
+    if turned:
+        return f"players have to turn its pictures by {turned} degrees"
+    if size[0] % 2 or size[1] % 2:
+        return f"its pictures have an odd size ({size[0]}x{size[1]})"
+    if base.displayed_size(*size, shape, 0) != size:
+        return f"its pixels are not square ({shape.numerator}:{shape.denominator})"
+    if context.pix_fmt not in _FITTING:
+        return f"its pixel format, {context.pix_fmt}, is not one that every player shows"
+    return ""
 
 
 class Fit:

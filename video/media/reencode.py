@@ -13,7 +13,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from video.media import base
+from video.media import base, subtitles
 from video.media.encode import RUN_UP_SECONDS, PictureWriter, SoundWriter, Written
 from video.media.seek import FrameDecoder, packets_from, read_sound, refuse_empty, ticks
 
@@ -50,6 +50,7 @@ def write(
             pictures = PictureWriter(out, video, frame)
             if audio is not None:
                 sound = SoundWriter(out, audio, sound_packets, zero * tick)
+            subtitles.carry(container, out, zero * tick, end)
         last, duration = pts, frame.duration
         pictures.write(pts - zero, frame)
         if sound is not None:

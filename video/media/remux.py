@@ -14,7 +14,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from video.errors import UnsupportedMedia
-from video.media import base, mp4
+from video.media import base, mp4, subtitles
 from video.media.encode import Written
 from video.media.seek import (
     TOLERANCE_SECONDS,
@@ -70,6 +70,7 @@ def write(
             size = shown_size(name, video, packet)
             for track in tracks:
                 track.begin(packet.pts * tick)
+            subtitles.carry(container, out, packet.pts * tick, end)
         elif packet.pts < pictures.zero:
             continue  # shown before the key frame, and in need of pictures before it
         stamp = packet.pts if packet.dts is None else packet.dts
