@@ -138,8 +138,6 @@ def media_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """Explain what FFmpeg raises while `path` is read, as `InvalidMedia` and its like."""
     try:
         yield
-    except MemoryError:
-        raise
     except FFmpegError as error:
         raise _media_error(os.fspath(path), error) from error
 
@@ -152,6 +150,9 @@ def _media_error(name: str, error: FFmpegError) -> VideoError:
             subject=name,
             cure="Convert it to H.264 in mp4 or mkv first.",
         )
+    if isinstance(error, MemoryError):  # a damaged length asks for more than any machine has
+        cause = f"asks for more memory than there is ({words})"
+        return InvalidMedia(cause, subject=name, cure="Download or copy it again, or repair it.")
     if isinstance(error, OSError):
         return SourceError(f"cannot be read ({words})", subject=name, cure="Check the file and its disk.")
     cause = "ends too early" if isinstance(error, EOFError) else "is damaged or not a media file"

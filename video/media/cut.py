@@ -18,10 +18,11 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from video import scope
-from video.errors import ConfigError, OutputError, UnsupportedMedia
+from video.errors import ConfigError, InvalidMedia, OutputError, UnsupportedMedia, VideoError
 from video.media import base, reencode, remux, splice
 from video.media.encode import CONTAINERS, Written, muxer
 from video.media.nal import Unspliceable
+from video.media.probe import first_frame
 from video.media.smart import Kind, Span
 from video.models import Mode
 
@@ -111,6 +112,8 @@ def cut(
         span = (zero + Fraction(start), zero + Fraction(end))
         if mode == "smart":
             done = _splice(container, part, source, *span, as_stored=as_stored)
+            if done.written is not None and (problem := _problem(part, done.written, decodes=False)):
+                done = _Done(None, "exact", f"the check failed: {problem}")
             written = done.written or _encode_all(part, source, *span)
         else:
             written = _write(container, part, source, mode, *span)
@@ -121,8 +124,8 @@ def cut(
                 subject=source,
                 cure="Use mode exact, or start later.",
             )
-        has_audio = _audio_stream(container) is not None
-        _check_result(part, output, written, has_audio=has_audio)
+        if problem := _problem(part, written, decodes=mode == "copy"):
+            raise _refused(problem, source, output, mode)
         size = part.stat().st_size
     first, end = float(written.first - zero), float(written.end - zero)
     kind: Kind = "copy" if done.mode == "copy" else "encode"
@@ -237,23 +240,32 @@ def _audio_stream(container: InputContainer) -> AudioStream | None:
     return None
 
 
-def _check_result(part: Path, output: Path, written: Written, *, has_audio: bool) -> None:
-    """Refuse to call a file a clip unless it reads back as what was written."""
+def _problem(part: Path, written: Written, *, decodes: bool) -> str:
+    """Why a file is no clip, that is, does not read back as what was written; empty if all is well.
+
+    :param decodes: look whether its first picture can be decoded, which whoever only copies does not know.
+    """
     wanted = written.last - written.first
-    problem = None
     with base.open_input(part, header_only=True) as container:
         video = base.video_stream(container)
         tick = base.fraction(video.time_base)
         stamps = [packet.pts * tick for packet in base.packets(container, video) if packet.pts is not None]
         if len(stamps) != written.frames:
-            problem = f"{len(stamps)} frames came out where {written.frames} were written"
-        elif abs(max(stamps) - min(stamps) - wanted) > _ROUNDING_SECONDS:
-            problem = (
-                f"it lasts {float(max(stamps) - min(stamps)):.3f} s where {float(wanted):.3f} s were written"
-            )
-        elif has_audio and not container.streams.audio:
-            problem = "its audio is missing"
-    if problem is not None:
-        raise OutputError(
-            f"failed the check after writing: {problem}", subject=str(output), cure="Try again."
-        )
+            return f"{len(stamps)} frames came out where {written.frames} were written"
+        if abs(max(stamps) - min(stamps) - wanted) > _ROUNDING_SECONDS:
+            length = float(max(stamps) - min(stamps))
+            return f"it lasts {length:.3f} s where {float(wanted):.3f} s were written"
+        if written.sound and not container.streams.audio:
+            return "its audio is missing"
+    if decodes:
+        with base.open_input(part) as container:
+            if first_frame(container, base.video_stream(container)) is None:
+                return "its first pictures cannot be decoded"
+    return ""
+
+
+def _refused(problem: str, source: str, output: Path, mode: Mode) -> VideoError:
+    if mode == "copy":  # nothing was made here: what is wrong came with the source
+        cause = f"cannot be copied from there: {problem}"
+        return InvalidMedia(cause, subject=source, cure="Use mode exact, or start elsewhere.")
+    return OutputError(f"failed the check after writing: {problem}", subject=str(output), cure="Try again.")

@@ -16,14 +16,14 @@ from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
-from av.error import ArgumentError, InvalidDataError
+from av.error import ArgumentError, FFmpegError, InvalidDataError
 from av.filter import Graph
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from video import scope
-from video.errors import UnsupportedMedia
+from video.errors import InvalidMedia, UnsupportedMedia
 from video.media import base, mp4, probe
 from video.media.seek import stamp_seconds
 
@@ -67,6 +67,12 @@ def muxer(part: Path, source: str) -> Iterator[OutputContainer]:
                 subject=source,
                 cure="Write .mkv, or use mode exact.",
             ) from error
+        if isinstance(error, InvalidDataError):  # decoding is elsewhere: these are copied packets
+            raise InvalidMedia(
+                f"is damaged: {part.suffix} cannot hold its packets ({error.strerror})",
+                subject=source,
+                cure="Use mode exact.",
+            ) from error
         raise
 
 
@@ -83,6 +89,8 @@ class Written:
     size: tuple[int, int]
     """(width, height) as shown."""
     frames: int
+    sound: bool
+    """Whether it has any."""
 
 
 _FITTING = ("yuv420p", "yuvj420p")
@@ -308,7 +316,9 @@ class SoundWriter:
             return
         try:
             frames = self._audio.codec_context.decode(packet)
-        except InvalidDataError:  # what is missing becomes silence
+        except FFmpegError as error:  # what is missing becomes silence
+            if isinstance(error, MemoryError):
+                raise
             return
         for frame in frames:
             at = self._next if frame.pts is None else frame.pts * self._tick

@@ -67,7 +67,7 @@ def write(
         read_sound(source, video, sound_packets, finish * tick)
         sound.finish(finish * tick)
     size = (pictures.fit.width, pictures.fit.height)
-    return Written(zero * tick, last * tick, finish * tick, size, pictures.frames)
+    return Written(zero * tick, last * tick, finish * tick, size, pictures.frames, audio is not None)
 
 
 def _frames(

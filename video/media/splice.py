@@ -133,7 +133,7 @@ def write(
         read_sound(source, video, sound_packets, finish * tick)
         sound.finish(finish * tick)
     size = remux.shown_size(base.source_name(container), video, pictures.key)
-    return Written(zero * tick, job.times[-1] * tick, finish * tick, size, pictures.count)
+    return Written(zero * tick, job.times[-1] * tick, finish * tick, size, pictures.count, audio is not None)
 
 
 def _encode(
