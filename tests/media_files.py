@@ -141,7 +141,9 @@ def _sound_frames(samples: np.ndarray, start: Fraction, layout: str) -> Iterable
     channels = av.AudioLayout(layout).nb_channels
     for at in range(0, len(samples), 1024):
         mono = samples[at : at + 1024]
-        frame = AudioFrame.from_ndarray(np.repeat(mono[None], channels, axis=0), "fltp", layout)
+        frame = AudioFrame("fltp", layout, len(mono))
+        for plane in frame.planes[:channels]:  # PyAV counts more of them where there are eight
+            plane.update(mono.tobytes().ljust(plane.buffer_size, b"\0"))
         frame.sample_rate = AUDIO_RATE
         frame.pts, frame.time_base = round(start * AUDIO_RATE) + at, Fraction(1, AUDIO_RATE)
         yield frame

@@ -45,7 +45,7 @@ def write_sources(folder: Path) -> list[Path]:
 def frames_of(path: Path) -> list[float]:
     """Seconds of each frame that comes out of a file, whatever is wrong with the others."""
     found: list[float] = []
-    with av.open(str(path)) as container:
+    with base.open_input(path) as container:
         for packet in container.demux(video=0):
             with contextlib.suppress(av.FFmpegError):
                 found += [float((frame.pts or 0) * (frame.time_base or 0)) for frame in packet.decode()]

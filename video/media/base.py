@@ -10,12 +10,14 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
 import av
+from av.audio.frame import AudioFrame
+from av.audio.plane import AudioPlane
 from av.container import InputContainer
 from av.error import (
     ArgumentError,
@@ -258,6 +260,15 @@ def packets(container: InputContainer, *streams: Stream) -> Iterator[Packet[Any]
 def source_name(container: InputContainer) -> str:
     """The path that `open_input` was given, absolute, for messages."""
     return container.name.removeprefix("file:")
+
+
+def sound_planes(frame: AudioFrame) -> Sequence[AudioPlane]:
+    """Where a frame's samples are: one plane for each channel, or one for all where they take turns.
+
+    PyAV itself counts planes up to a null pointer, and with eight channels or more there is none: what it
+    then takes for a plane is other memory.
+    """
+    return frame.planes[: frame.layout.nb_channels if frame.format.is_planar else 1]
 
 
 def rotation(frame: VideoFrame) -> int:

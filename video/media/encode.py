@@ -305,7 +305,7 @@ class SoundWriter:
     def _silence(self, end: Fraction) -> AudioFrame:
         """The last 1024 samples before `end`; what comes before them is filled up like any gap."""
         silence = AudioFrame("fltp", self._stream.layout, 1024)
-        for plane in silence.planes:
+        for plane in base.sound_planes(silence):
             plane.update(bytes(plane.buffer_size))
         silence.sample_rate = self._stream.sample_rate
         silence.pts = max(0, round((end - self._zero) * silence.sample_rate) - 1024)
@@ -360,7 +360,7 @@ def _slice(frame: AudioFrame, start: int, stop: int) -> AudioFrame:
     """Samples `start` to `stop` of a frame, as a frame."""
     width = frame.format.bytes * (1 if frame.format.is_planar else frame.layout.nb_channels)
     piece = AudioFrame(frame.format.name, frame.layout, stop - start)
-    for old, new in zip(frame.planes, piece.planes, strict=True):
+    for old, new in zip(base.sound_planes(frame), base.sound_planes(piece), strict=True):
         wanted = bytes(memoryview(old)[start * width : stop * width])
         new.update(wanted.ljust(new.buffer_size, b"\0"))
     piece.sample_rate = frame.sample_rate
