@@ -16,6 +16,9 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
 
+from video.media import base
+from video.media.edges import Luma, luma
+
 COLUMNS, ROWS = 4, 3
 FLASH = 2 ** (COLUMNS * ROWS) - 1
 """The number of an all white frame."""
@@ -139,7 +142,9 @@ def _sound_frames(samples: np.ndarray, start: Fraction, layout: str) -> Iterable
     channels = av.AudioLayout(layout).nb_channels
     for at in range(0, len(samples), 1024):
         mono = samples[at : at + 1024]
-        frame = AudioFrame.from_ndarray(np.repeat(mono[None], channels, axis=0), "fltp", layout)
+        frame = AudioFrame("fltp", layout, len(mono))
+        for plane in frame.planes[:channels]:  # PyAV counts more of them where there are eight
+            plane.update(mono.tobytes().ljust(plane.buffer_size, b"\0"))
         frame.sample_rate = AUDIO_RATE
         frame.pts, frame.time_base = round(start * AUDIO_RATE) + at, Fraction(1, AUDIO_RATE)
         yield frame
@@ -176,6 +181,18 @@ def numbers(path: Path) -> list[int]:
     return [frame.number for frame in shown(path)]
 
 
+def decoded(path: Path) -> list[tuple[Fraction, Luma]]:
+    """(seconds, brightness as (height, width)) of each frame, in the order shown."""
+    with av.open(str(path)) as container:
+        return [(frame.pts * frame.time_base, luma(frame)) for frame in container.decode(video=0)]
+
+
+def decoding_times(path: Path) -> list[int]:
+    """Of each stored picture, in ticks, in the order stored."""
+    with av.open(str(path)) as container:
+        return [one.dts for one in container.demux(video=0) if one.size and one.dts is not None]
+
+
 def pixels(path: Path, *, until: float = 1e9) -> list[tuple[float, bytes]]:
     """(seconds, exact decoded luma) of the frames up to a time, in the order shown."""
     found: list[tuple[float, bytes]] = []
@@ -199,8 +216,11 @@ def heard(path: Path) -> tuple[Fraction, np.ndarray]:
                 first = expected = at
             assert abs(at - expected) < Fraction(3, 1000), f"audio jumps from {expected} s to {at} s"
             expected = at + Fraction(frame.samples, frame.sample_rate)
-            samples = frame.to_ndarray()
-            pieces.append(samples[0] if frame.format.is_planar else samples[0, :: len(frame.layout.channels)])
+            if frame.format.name == "fltp":  # `to_ndarray` reads too many planes where there are eight
+                plane = base.sound_planes(frame)[0]
+                pieces.append(np.frombuffer(plane, np.float32)[: frame.samples].copy())
+            else:
+                pieces.append(frame.to_ndarray()[0, :: len(frame.layout.channels)])
     assert first is not None
     return first, np.concatenate(pieces)
 

@@ -137,7 +137,7 @@ def test_other_settings_are_refused_unless_a_new_batch_is_asked_for(films: Path,
     clips(films, out)
     refused = clips(films, out, "--mode", "copy")
     assert refused.returncode == 2
-    assert 'mode is "copy" and was "exact"' in refused.stderr
+    assert 'mode is "copy" and was "smart"' in refused.stderr
     assert "--fork" in refused.stderr
     assert clips(films, out, "--mode", "copy", "--fork").returncode == 0
     listed = run("jobs", "list", out, cwd=tmp_path)

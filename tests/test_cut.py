@@ -281,7 +281,9 @@ def test_a_silent_video_stays_silent(tmp_path: Path, mode: str) -> None:
     assert played(clip)[0].number == 12
 
 
-@pytest.mark.parametrize(("codec", "layout"), [("pcm_s16le", "stereo"), ("flac", "stereo"), ("ac3", "5.1")])
+@pytest.mark.parametrize(
+    ("codec", "layout"), [("pcm_s16le", "stereo"), ("flac", "stereo"), ("ac3", "5.1"), ("aac", "7.1")]
+)
 def test_other_audio_codecs_become_aac(tmp_path: Path, codec: str, layout: str) -> None:
     source = write_video(tmp_path / "a.mkv", sound=tone(1, 0.1, 2), sound_codec=codec, layout=layout)
     clip = cut(source, tmp_path / "o.mp4", 0.6, 1.6)

@@ -9,6 +9,7 @@ from video.models import Clip, Problem, VideoClipRequest, VideoClipResponse
 
 KEYS = ["source", "success", "error", "clips", "seconds", "attempts", "backend", "reason"]
 CLIP_KEYS = ["path", "start", "end", "score", "reasons", "width", "height", "frames", "bytes"]
+CLIP_KEYS += ["mode", "reason", "spans"]
 
 
 def a_response() -> VideoClipResponse:

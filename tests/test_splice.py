@@ -12,10 +12,20 @@ import numpy as np
 import pytest
 
 from tests.conftest import shared
-from tests.media_files import AUDIO_RATE, FLASH, heard, numbers, onset, shown, tone, write_video
+from tests.media_files import (
+    AUDIO_RATE,
+    FLASH,
+    decoded,
+    decoding_times,
+    heard,
+    numbers,
+    onset,
+    shown,
+    tone,
+    write_video,
+)
 from video.media import base, index, nal, splice
 from video.media.cut import Cut, cut
-from video.media.edges import Luma, luma
 from video.media.probe import measure, probe
 
 SIZE = (320, 240)
@@ -32,12 +42,6 @@ def write_h264(path: Path, **more: object) -> Path:
     return write_video(path, size=SIZE, b_frames=3, **more)  # type: ignore[arg-type]
 
 
-def decoded(path: Path) -> list[tuple[Fraction, Luma]]:
-    """(seconds, brightness) of each frame, in the order shown."""
-    with av.open(str(path)) as container:
-        return [(frame.pts * frame.time_base, luma(frame)) for frame in container.decode(video=0)]
-
-
 @dataclass
 class Checked:
     """A smart cut that was compared with its source."""
@@ -48,16 +52,25 @@ class Checked:
     numbers: list[int]
 
 
-def smart(source: Path, output: Path, start: float, end: float, mode: str = "smart") -> Checked:
+def smart(
+    source: Path, output: Path, start: float, end: float, mode: str = "smart", *, as_stored: bool = False
+) -> Checked:
     """Cut, and compare every frame: copied ones to the bit, encoded ones by SSIM, all by their time."""
     with base.open_input(source) as container:
         video = base.video_stream(container)
         zero, tick = base.origin(container), base.fraction(video.time_base)
-        job = splice.prepare(container, video, zero + Fraction(start), zero + Fraction(end))
+        span = zero + Fraction(start), zero + Fraction(end)
+        job = splice.prepare(container, video, *span, as_stored=as_stored)
     assert job.plan.mode == mode
-    clip = cut(source, output, start, end, "smart")
+    clip = cut(source, output, start, end, "smart", as_stored=as_stored)
     assert clip.mode == mode, clip.reason
     assert clip.reason == job.plan.reason
+    assert [(span.kind, span.frames) for span in clip.spans] == [
+        (span.kind, span.frames) for span in job.plan.spans
+    ]
+    assert (clip.spans[0].start, clip.spans[-1].end) == (clip.start, clip.end)
+    for before, after in itertools.pairwise(clip.spans):
+        assert before.end == after.start
     stored = dict(decoded(source))
     frames = decoded(clip.path)
     assert len(frames) == clip.frames == len(job.times)
@@ -74,11 +87,6 @@ def smart(source: Path, output: Path, start: float, end: float, mode: str = "sma
     assert all(after > before for before, after in itertools.pairwise(dts))
     assert clip.start == pytest.approx(float(job.times[0] * tick - zero), abs=1e-6)
     return Checked(clip, len(job.copied), numbers(clip.path))
-
-
-def decoding_times(path: Path) -> list[int]:
-    with av.open(str(path)) as container:
-        return [one.dts for one in container.demux(video=0) if one.size and one.dts is not None]
 
 
 # Key frames are at 0, 12, 24, ...; 25 frames a second.
@@ -241,19 +249,18 @@ def test_time_counts_from_where_the_file_starts(tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
-def test_the_rotation_is_kept(tmp_path: Path, rotation: int) -> None:
+def test_the_rotation_is_kept_where_it_may_be(tmp_path: Path, rotation: int) -> None:
     source = write_h264(tmp_path / "a.mp4", frames=75, rotation=rotation)
-    clip = smart(source, tmp_path / "o.mp4", 0.32, 2.52).cut
+    clip = smart(source, tmp_path / "o.mp4", 0.32, 2.52, as_stored=True).cut
     assert (clip.width, clip.height) == (SIZE if rotation == 180 else SIZE[::-1])
     video = probe(clip.path).video
     assert video is not None
     assert video.rotation == rotation
 
 
-def test_the_pixel_shape_is_kept(tmp_path: Path) -> None:
-    clip = smart(
-        write_h264(tmp_path / "a.mp4", frames=75, shape=Fraction(2, 3)), tmp_path / "o.mp4", 0.32, 2.52
-    ).cut
+def test_the_pixel_shape_is_kept_where_it_may_be(tmp_path: Path) -> None:
+    source = write_h264(tmp_path / "a.mp4", frames=75, shape=Fraction(2, 3))
+    clip = smart(source, tmp_path / "o.mp4", 0.32, 2.52, as_stored=True).cut
     video = probe(clip.path).video
     assert video is not None
     assert video.sample_aspect_ratio == Fraction(2, 3)
@@ -261,13 +268,40 @@ def test_the_pixel_shape_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("codec", ["h264", "hevc"])
 @pytest.mark.parametrize("pixels", ["yuv420p10le", "yuv422p", "yuv444p"])
-def test_the_pixel_format_is_kept(tmp_path: Path, pixels: str, codec: str) -> None:
+def test_the_pixel_format_is_kept_where_it_may_be(tmp_path: Path, pixels: str, codec: str) -> None:
     write = write_h264 if codec == "h264" else write_hevc
     source = write(tmp_path / "a.mp4", frames=75, pixels=pixels)
-    clip = smart(source, tmp_path / "o.mp4", 0.32, 2.52).cut
+    clip = smart(source, tmp_path / "o.mp4", 0.32, 2.52, as_stored=True).cut
     video = probe(clip.path).video
     assert video is not None
     assert (video.codec, video.pixel_format) == (codec, pixels)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "reason"),
+    [
+        ("a.mp4", {"rotation": 90}, "players have to turn its pictures by 90 degrees"),
+        ("a.mov", {"rotation": 180}, "players have to turn its pictures by 180 degrees"),
+        ("a.mkv", {"rotation": 270}, "players have to turn its pictures by 270 degrees"),
+        ("a.mp4", {"shape": Fraction(2, 3)}, "its pixels are not square (2:3)"),
+        ("a.mkv", {"size": (161, 121), "pixels": "yuv444p"}, "its pictures have an odd size (161x121)"),
+        ("a.mp4", {"pixels": "yuv420p10le"}, "its pixel format, yuv420p10le, is not one that every player"),
+        ("a.mp4", {"pixels": "yuv422p"}, "its pixel format, yuv422p, is not one that every player shows"),
+    ],
+)
+def test_what_players_would_have_to_change_is_encoded_as_exact_does_it(
+    tmp_path: Path, name: str, more: dict[str, object], reason: str
+) -> None:
+    source = write_video(tmp_path / name, frames=75, **more)  # type: ignore[arg-type]
+    clip = cut(source, tmp_path / "o.mp4", 0.32, 2.52, "smart")
+    assert clip.mode == "exact"
+    assert clip.reason.startswith(reason)
+    assert [(span.kind, span.frames) for span in clip.spans] == [("encode", 55)]
+    assert numbers(clip.path) == list(range(8, 63))
+    assert clip.path.read_bytes() == cut(source, tmp_path / "e.mp4", 0.32, 2.52, "exact").path.read_bytes()
+    video = probe(clip.path).video
+    assert video is not None
+    assert (video.rotation, video.sample_aspect_ratio, video.pixel_format) == (0, 1, "yuv420p")
 
 
 @pytest.mark.parametrize("profile", ["baseline", "main", "high"])

@@ -20,8 +20,8 @@ from pydantic import (
 )
 
 Mode = Literal["exact", "copy", "smart"]
-"""`exact` re-encodes and is right to the frame; `smart` is, too, but copies what it can and encodes only the
-edges; `copy` starts at the key frame before the asked start."""
+"""`exact` re-encodes and is right to the frame; `smart` is, too, and shows the same, but copies what it can
+and encodes only the edges; `copy` starts at the key frame before the asked start."""
 Format = Literal["mp4", "mkv", "mov"]
 """Container of the clips that are written."""
 
@@ -73,7 +73,7 @@ class VideoClipRequest(BaseModel):
     count: int = Field(default=3, ge=1, le=1000)
     """How many clips at most; a short video gives fewer."""
     output_dir: Path = Path("clips")
-    mode: Mode = "exact"
+    mode: Mode = "smart"
     format: Format = "mp4"
 
     @model_validator(mode="before")
@@ -166,6 +166,19 @@ class VideoEncodingRequest(BaseModel):
         ) -> None: ...
 
 
+class ClipSpan(BaseModel):
+    """Neighbouring frames of a clip that were treated alike."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["copy", "encode"]
+    start: float
+    """Seconds in the source at which its first frame is shown."""
+    end: float
+    """Seconds in the source at which its last frame ends."""
+    frames: int
+
+
 class Clip(BaseModel):
     """One clip that was written, as measured in the file."""
 
@@ -184,6 +197,12 @@ class Clip(BaseModel):
     height: int
     frames: int
     bytes: int
+    mode: Mode | None = None
+    """How its pictures were written: of a smart cut, what that came to. None: nothing was written."""
+    reason: str = ""
+    """Why so, in words."""
+    spans: list[ClipSpan] = Field(default_factory=list)
+    """What of it was copied and what encoded, in the order shown."""
 
 
 class Problem(BaseModel):

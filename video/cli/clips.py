@@ -136,11 +136,11 @@ class Asked(BaseModel):
 )
 @click.option(
     "--mode",
-    type=click.Choice(["exact", "copy", "smart"]),
-    default="exact",
+    type=click.Choice(["smart", "exact", "copy"]),
+    default="smart",
     show_default=True,
-    help="exact: re-encoded, right to the frame; copy: as it is, from the key frame before; smart: right to "
-    "the frame, re-encoded at its ends only where that can be.",
+    help="smart: right to the frame, re-encoded at its ends only where that can be, else as exact; exact: "
+    "right to the frame, all re-encoded; copy: as it is, from the key frame before.",
 )
 @click.option(
     "--format",

@@ -10,12 +10,14 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
 import av
+from av.audio.frame import AudioFrame
+from av.audio.plane import AudioPlane
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import (
@@ -139,8 +141,6 @@ def media_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """Explain what FFmpeg raises while `path` is read, as `InvalidMedia` and its like."""
     try:
         yield
-    except MemoryError:
-        raise
     except FFmpegError as error:
         raise _media_error(os.fspath(path), error) from error
 
@@ -153,6 +153,9 @@ def _media_error(name: str, error: FFmpegError) -> VideoError:
             subject=name,
             cure="Convert it to H.264 in mp4 or mkv first.",
         )
+    if isinstance(error, MemoryError):  # a damaged length asks for more than any machine has
+        cause = f"asks for more memory than there is ({words})"
+        return InvalidMedia(cause, subject=name, cure="Download or copy it again, or repair it.")
     if isinstance(error, OSError):
         return SourceError(f"cannot be read ({words})", subject=name, cure="Check the file and its disk.")
     cause = "ends too early" if isinstance(error, EOFError) else "is damaged or not a media file"
@@ -276,6 +279,15 @@ def packets(container: InputContainer, *streams: Stream) -> Iterator[Packet[Any]
 def source_name(container: InputContainer) -> str:
     """The path that `open_input` was given, absolute, for messages."""
     return container.name.removeprefix("file:")
+
+
+def sound_planes(frame: AudioFrame) -> Sequence[AudioPlane]:
+    """Where a frame's samples are: one plane for each channel, or one for all where they take turns.
+
+    PyAV itself counts planes up to a null pointer, and with eight channels or more there is none: what it
+    then takes for a plane is other memory.
+    """
+    return frame.planes[: frame.layout.nb_channels if frame.format.is_planar else 1]
 
 
 def rotation(frame: VideoFrame) -> int:

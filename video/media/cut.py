@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import get_args
@@ -17,11 +17,24 @@ from typing import get_args
 from av.container import InputContainer
 
 from video import scope
-from video.errors import ConfigError, UnsupportedMedia
+from video.errors import ConfigError, InvalidMedia, OutputError, UnsupportedMedia, VideoError
 from video.media import base, reencode, remux, splice
-from video.media.encode import CONTAINERS, Written, check, muxer
+from video.media.encode import CONTAINERS, Written, muxer, problem
 from video.media.nal import Unspliceable
+from video.media.smart import Kind, Span
 from video.models import Mode
+
+
+@dataclass(frozen=True, slots=True)
+class CutSpan:
+    """Neighbouring frames of a clip that were treated alike."""
+
+    kind: Kind
+    start: float
+    """Seconds in the source at which its first frame is shown."""
+    end: float
+    """Seconds in the source at which its last frame ends."""
+    frames: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +52,11 @@ class Cut:
     frames: int
     bytes: int
     mode: Mode
-    """How it was written: of a smart cut, what that came to."""
-    reason: str = ""
-    """Why so, in words, where a smart cut was asked for."""
+    """How its pictures were written: of a smart cut, what that came to."""
+    reason: str
+    """Why so, in words."""
+    spans: tuple[CutSpan, ...]
+    """What of it was copied and what encoded, in the order shown."""
 
 
 def cut(
@@ -50,6 +65,8 @@ def cut(
     start: float,
     end: float,
     mode: Mode = "exact",
+    *,
+    as_stored: bool = False,
 ) -> Cut:
     """Write the part of `source` from `start` to `end` to `output`, with its sound.
 
@@ -58,10 +75,10 @@ def cut(
     with the first such frame, and sound is cut at the same instants, to the sample.
 
     `smart` holds the same frames at the same times, but copies those that it can, to the bit, and encodes
-    the others in the source's own codec (H.264 or HEVC); rotation and pixel shape stay notes to the player.
-    It takes a fraction of the time where clips are longer than the source's key frames are apart. It looks at
-    what it wrote, and does as `exact` where that is cheaper, where the source cannot be spliced, or where the
-    result is not right; `mode` and `reason` of the result say so.
+    the others in the source's own codec (H.264 or HEVC). It takes a fraction of the time where clips are
+    longer than the source's key frames are apart. It looks at what it wrote, and does as `exact` where that
+    is cheaper, where the source cannot be spliced or copies would not be upright, with square pixels and 8
+    bits, or where the result is not right; `mode`, `reason` and `spans` of the result say so.
 
     `copy` copies what is stored, many times faster: it starts at the last key frame at or before `start`,
     and ends up to a few frames after `end` where stored
@@ -73,6 +90,8 @@ def cut(
     :param output: its extension, `.mp4`, `.mkv` or `.mov`, chooses the container.
     :param start: seconds from the start of the video as a player shows it, 0 or more.
     :param end: seconds; beyond the end of the video means its end.
+    :param as_stored: of `smart`: rotation and pixel shape may stay notes to the player, and samples as deep
+        and colours as fine as they are.
     :raises ConfigError: a time, mode or output that makes no sense, or no frame begins between the times.
     :raises SourceNotFound, SourceError: `source` cannot be read.
     :raises InvalidMedia: it is damaged so that no frame can be had.
@@ -86,33 +105,40 @@ def cut(
     with _open_source(source, mode) as container, base.writing(output) as part:
         zero = base.origin(container)
         span = (zero + Fraction(start), zero + Fraction(end))
-        reason, done = "", mode
         if mode == "smart":
-            smart = _splice(container, part, source, *span)
-            done, reason = smart.mode, smart.reason
-            written = smart.written or _encode_all(part, source, *span)
+            done = _splice(container, part, source, *span, as_stored=as_stored)
+            if done.written is not None and (wrong := _problem(part, done.written, decodes=False)):
+                done = _Done(None, "exact", f"the check failed: {wrong}")
+            written = done.written or _encode_all(part, source, *span)
         else:
             written = _write(container, part, source, mode, *span)
+            done = _Done(written, mode, "as asked")
         if written.first < zero:
             raise UnsupportedMedia(
                 "hides its beginning by an edit list, which a copy would show",
                 subject=source,
                 cure="Use mode exact, or start later.",
             )
-        has_audio = base.audio_stream(container) is not None
-        seconds = written.last - written.first
-        check(part, output, frames=written.frames, seconds=seconds, has_audio=has_audio)
+        if wrong := _problem(part, written, decodes=mode == "copy"):
+            raise _refused(wrong, source, output, mode)
         size = part.stat().st_size
+    first, end = float(written.first - zero), float(written.end - zero)
+    kind: Kind = "copy" if done.mode == "copy" else "encode"
+    spans = tuple(
+        CutSpan(one.kind, float(one.first * done.tick - zero), float(one.stop * done.tick - zero), one.frames)
+        for one in done.spans
+    ) or (CutSpan(kind, first, end, written.frames),)
     return Cut(
         path=output,
-        start=float(written.first - zero),
-        end=float(written.end - zero),
+        start=first,
+        end=end,
         width=written.size[0],
         height=written.size[1],
         frames=written.frames,
         bytes=size,
-        mode=done,
-        reason=reason,
+        mode=done.mode,
+        reason=done.reason,
+        spans=(*spans[:-1], replace(spans[-1], end=end)),  # planned ones end where the clip was to end
     )
 
 
@@ -126,30 +152,36 @@ def _write(
 
 
 @dataclass(frozen=True, slots=True)
-class _Spliced:
-    """What became of a smart cut."""
+class _Done:
+    """What became of a cut."""
 
     written: Written | None
     """None: it is to be encoded anew."""
     mode: Mode
     reason: str
+    spans: tuple[Span, ...] = ()
+    """Of a plan that was carried out; empty: one, over all of it."""
+    tick: Fraction = Fraction(1)
+    """Seconds: what they count in."""
 
 
-def _splice(container: InputContainer, part: Path, source: str, start: Fraction, end: Fraction) -> _Spliced:
+def _splice(
+    container: InputContainer, part: Path, source: str, start: Fraction, end: Fraction, *, as_stored: bool
+) -> _Done:
     """Write a clip as planned, if the plan is to copy something and the result passes its check."""
     video, audio = base.video_stream(container), base.audio_stream(container)
     try:
-        job = splice.prepare(container, video, start, end)
+        job = splice.prepare(container, video, start, end, as_stored=as_stored)
         plan = job.plan
         if plan.mode == "exact":
-            return _Spliced(None, "exact", plan.reason)
+            return _Done(None, "exact", plan.reason)
         with muxer(part, source) as out:
             written = splice.write(container, out, video, audio, job, start, end)
         splice.check(part, job)
     except Unspliceable as error:
         scope.remove(str(part))
-        return _Spliced(None, "exact", str(error))
-    return _Spliced(written, plan.mode, plan.reason)
+        return _Done(None, "exact", str(error))
+    return _Done(written, plan.mode, plan.reason, plan.spans, plan.tick)
 
 
 def _encode_all(part: Path, source: str, start: Fraction, end: Fraction) -> Written:
@@ -186,3 +218,20 @@ def _open_source(source: str, mode: Mode) -> InputContainer:
             return container
         container.close()
     return base.open_input(source)
+
+
+def _problem(part: Path, written: Written, *, decodes: bool) -> str:
+    return problem(
+        part,
+        frames=written.frames,
+        seconds=written.last - written.first,
+        has_audio=written.sound,
+        decodes=decodes,
+    )
+
+
+def _refused(cause: str, source: str, output: Path, mode: Mode) -> VideoError:
+    if mode == "copy":  # nothing was made here: what is wrong came with the source
+        cause = f"cannot be copied from there: {cause}"
+        return InvalidMedia(cause, subject=source, cure="Use mode exact, or start elsewhere.")
+    return OutputError(f"failed the check after writing: {cause}", subject=str(output), cure="Try again.")

@@ -13,16 +13,16 @@ from typing import Any
 
 import av
 from av.audio.stream import AudioStream
-from av.container import OutputContainer
-from av.error import ArgumentError, FFmpegError
+from av.container import InputContainer, OutputContainer
+from av.error import ArgumentError, FFmpegError, InvalidDataError
 from av.filter import Graph
 from av.stream import Stream
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from video import scope
-from video.errors import ConfigError, OutputError, UnsupportedMedia
-from video.media import base
+from video.errors import ConfigError, InvalidMedia, OutputError, UnsupportedMedia
+from video.media import base, mp4, probe
 from video.media.chain import picture_source
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
@@ -117,6 +117,12 @@ def muxer(part: Path, source: str, cure: str = "Write .mkv, or use mode exact.")
                 subject=source,
                 cure=cure,
             ) from error
+        if isinstance(error, InvalidDataError):  # decoding is elsewhere: these are copied packets
+            raise InvalidMedia(
+                f"is damaged: {part.suffix} cannot hold its packets ({error.strerror})",
+                subject=source,
+                cure="Use mode exact.",
+            ) from error
         raise
 
 
@@ -133,6 +139,34 @@ class Written:
     size: tuple[int, int]
     """(width, height) as shown."""
     frames: int
+    sound: bool
+    """Whether it has any."""
+
+
+_FITTING = ("yuv420p", "yuvj420p")
+
+
+def misfit(container: InputContainer, video: VideoStream) -> str:
+    """Why `Fit` would change the pictures of a stream, in words; empty if it would not.
+
+    Only what the headers and the first frame say. Moves the reading position.
+    """
+    context = video.codec_context
+    turned = 0
+    if not mp4.surely_upright(base.source_name(container)):
+        frame = probe.first_frame(container, video)
+        context.flush_buffers()  # so that it can decode from another place
+        turned = 0 if frame is None else base.rotation(frame)
+    size, shape = (context.width, context.height), base.fraction(video.sample_aspect_ratio)
+    if turned:
+        return f"players have to turn its pictures by {turned} degrees"
+    if size[0] % 2 or size[1] % 2:
+        return f"its pictures have an odd size ({size[0]}x{size[1]})"
+    if base.displayed_size(*size, shape, 0) != size:
+        return f"its pixels are not square ({shape.numerator}:{shape.denominator})"
+    if context.pix_fmt not in _FITTING:
+        return f"its pixel format, {context.pix_fmt}, is not one that every player shows"
+    return ""
 
 
 class Fit:
@@ -338,24 +372,33 @@ class PictureWriter:
 
 
 def check(part: Path, output: Path, *, frames: int, seconds: Fraction, has_audio: bool) -> None:
-    """Refuse to call a file a result unless it reads back as what was written.
+    """Refuse to call a file a result unless it reads back as what was written. See `problem`.
 
-    :param seconds: from the first picture shown to the last.
     :raises OutputError: it does not.
     """
-    problem = None
+    if found := problem(part, frames=frames, seconds=seconds, has_audio=has_audio):
+        raise OutputError(f"failed the check after writing: {found}", subject=str(output), cure="Try again.")
+
+
+def problem(part: Path, *, frames: int, seconds: Fraction, has_audio: bool, decodes: bool = False) -> str:
+    """Why a file does not read back as what was written; empty if all is well.
+
+    :param seconds: from the first picture shown to the last.
+    :param decodes: look whether its first picture can be decoded, which whoever only copies does not know.
+    """
     with base.open_input(part, header_only=True) as container:
         video = base.video_stream(container)
         tick = base.fraction(video.time_base)
         stamps = [packet.pts * tick for packet in base.packets(container, video) if packet.pts is not None]
         if len(stamps) != frames:
-            problem = f"{len(stamps)} frames came out where {frames} were written"
-        elif abs(max(stamps) - min(stamps) - seconds) > max(_ROUNDING_SECONDS, tick):
+            return f"{len(stamps)} frames came out where {frames} were written"
+        if abs(max(stamps) - min(stamps) - seconds) > max(_ROUNDING_SECONDS, tick):
             lasts = float(max(stamps) - min(stamps))
-            problem = f"it lasts {lasts:.3f} s where {float(seconds):.3f} s were written"
-        elif has_audio and not container.streams.audio:
-            problem = "its audio is missing"
-    if problem is not None:
-        raise OutputError(
-            f"failed the check after writing: {problem}", subject=str(output), cure="Try again."
-        )
+            return f"it lasts {lasts:.3f} s where {float(seconds):.3f} s were written"
+        if has_audio and not container.streams.audio:
+            return "its audio is missing"
+    if decodes:
+        with base.open_input(part) as container:
+            if probe.first_frame(container, base.video_stream(container)) is None:
+                return "its first pictures cannot be decoded"
+    return ""

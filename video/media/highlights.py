@@ -220,7 +220,7 @@ class _Levels:
 
     def add(self, frames: list[AudioFrame]) -> None:
         for frame in frames:
-            if frame.pts is None or not frame.sample_rate:
+            if frame.pts is None or not (frame.sample_rate and frame.samples and frame.layout.nb_channels):
                 continue
             sound = _amplitudes(frame)
             start = float(frame.pts * base.fraction(frame.time_base)) - self._zero
@@ -250,9 +250,15 @@ class _Levels:
         return (*levels, *[SILENCE] * (count - len(levels)))
 
 
+_SAMPLES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
+"""NumPy's name of each of FFmpeg's kinds of samples."""
+
+
 def _amplitudes(frame: AudioFrame) -> npt.NDArray[np.float32]:
     """The samples as -1 to 1, shape (channels, samples)."""
-    samples = frame.to_ndarray()
+    kind = np.dtype(_SAMPLES[frame.format.name.removesuffix("p")])
+    count = frame.samples * (1 if frame.format.is_planar else frame.layout.nb_channels)
+    samples = np.stack([np.frombuffer(memoryview(plane), kind, count) for plane in base.sound_planes(frame)])
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
     if samples.dtype.kind == "f":

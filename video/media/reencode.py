@@ -6,7 +6,7 @@ The exact way of cutting is one of those: it keeps the frames asked for and enco
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from video.media import base
+from video.media import base, subtitles
 from video.media.encode import CLIP, Fit, PictureWriter, Written
 from video.media.seek import FrameDecoder, packets_from, read_sound, refuse_empty, ticks
 from video.media.sound import RUN_UP_SECONDS, SoundReader, SoundWriter
@@ -60,11 +60,13 @@ def read(
     start: Fraction,
     end: Fraction,
     taker: Taker,
+    begun: Callable[[Fraction], None] | None = None,
 ) -> Span:
     """Give the frames that begin from `start` on and before `end` to `taker`, and the sound of the same time.
 
     :param audio: None: no sound is wanted.
     :param start, end: timestamps of the source, in seconds.
+    :param begun: is told when the first picture is shown, the same, once `taker` has it.
     """
     tick = base.fraction(video.time_base)
     first, stop = ticks(start, tick), ticks(end, tick)
@@ -88,6 +90,8 @@ def read(
         count += 1
         frame.pts, frame.time_base = pts - zero, tick
         taker.picture(pts - zero, frame)
+        if count == 1 and begun is not None:
+            begun(zero * tick)
         if sound is not None:
             for piece in sound.until(pts * tick):
                 taker.sound(piece)
@@ -132,11 +136,15 @@ def write(
     :param start, end: timestamps of the source, in seconds.
     """
     clip = _Clip(out, video, audio)
-    span = read(container, video, audio, start, end, clip)
+
+    def begun(zero: Fraction) -> None:
+        subtitles.carry(container, out, zero, end)
+
+    span = read(container, video, audio, start, end, clip, begun)
     assert clip.fit is not None
     assert clip.pictures is not None
     size = (clip.fit.width, clip.fit.height)
-    return Written(span.first, span.last, span.end, size, clip.pictures.frames)
+    return Written(span.first, span.last, span.end, size, clip.pictures.frames, audio is not None)
 
 
 class _Clip:

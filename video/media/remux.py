@@ -14,7 +14,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from video.errors import UnsupportedMedia
-from video.media import base, mp4
+from video.media import base, mp4, subtitles
 from video.media.encode import Written
 from video.media.seek import (
     TOLERANCE_SECONDS,
@@ -70,6 +70,7 @@ def write(
             size = shown_size(name, video, packet)
             for track in tracks:
                 track.begin(packet.pts * tick)
+            subtitles.carry(container, out, packet.pts * tick, end)
         elif packet.pts < pictures.zero:
             continue  # shown before the key frame, and in need of pictures before it
         stamp = packet.pts if packet.dts is None else packet.dts
@@ -96,7 +97,8 @@ def write(
         tracks[1].write_while_before(sound_packets, finish * tick)
         tracks[1].flush()
     zero, last = pictures.zero * tick, pictures.last * tick
-    return Written(zero, last, finish * tick, size, pictures.count)
+    sound = any(track.count for track in tracks[1:])  # there may be none in this span
+    return Written(zero, last, finish * tick, size, pictures.count, sound)
 
 
 class _Track:
@@ -164,7 +166,8 @@ def _add_tracks(
     try:
         tracks = [_Track(out, video, base.usual_step(video))]
         if audio is not None:
-            frame_seconds = Fraction(audio.codec_context.frame_size or 1024, audio.codec_context.sample_rate)
+            context = audio.codec_context
+            frame_seconds = Fraction(context.frame_size or 1024, context.sample_rate or 48_000)
             tracks.append(_Track(out, audio, round(frame_seconds / base.fraction(audio.time_base))))
         if video.codec_context.name == "hevc" and out.format.name != "matroska":
             out.streams.video[0].codec_context.codec_tag = "hvc1"  # Apple's players refuse the default

@@ -15,7 +15,7 @@ from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
-from av.error import InvalidDataError
+from av.error import FFmpegError
 from av.packet import Packet
 
 from video.media import base
@@ -63,7 +63,9 @@ class SoundReader:
             return
         try:
             frames = self._audio.codec_context.decode(packet)
-        except InvalidDataError:  # what is missing becomes silence
+        except FFmpegError as error:  # what is missing becomes silence
+            if isinstance(error, MemoryError):
+                raise
             return
         for frame in frames:
             at = self._next if frame.pts is None else frame.pts * self._tick
@@ -182,7 +184,7 @@ class SoundWriter:
 
     def _silence(self, samples: int, pts: int = 0) -> AudioFrame:
         silence = AudioFrame(self._stream.format.name, self._stream.layout, samples)
-        for plane in silence.planes:
+        for plane in base.sound_planes(silence):
             plane.update(bytes(plane.buffer_size))
         silence.sample_rate = self._stream.sample_rate
         silence.pts, silence.time_base = pts, Fraction(1, silence.sample_rate)
@@ -193,7 +195,7 @@ def _slice(frame: AudioFrame, start: int, stop: int) -> AudioFrame:
     """Samples `start` to `stop` of a frame, as a frame."""
     width = frame.format.bytes * (1 if frame.format.is_planar else frame.layout.nb_channels)
     piece = AudioFrame(frame.format.name, frame.layout, stop - start)
-    for old, new in zip(frame.planes, piece.planes, strict=True):
+    for old, new in zip(base.sound_planes(frame), base.sound_planes(piece), strict=True):
         wanted = bytes(memoryview(old)[start * width : stop * width])
         new.update(wanted.ljust(new.buffer_size, b"\0"))
     piece.sample_rate = frame.sample_rate

@@ -20,9 +20,9 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from video.errors import InvalidMedia
-from video.media import base, index, nal, remux, smart
+from video.media import base, index, nal, remux, smart, subtitles
 from video.media.edges import EdgeEncoder, Luma, decoded, luma
-from video.media.encode import CLIP, HVC1, Written
+from video.media.encode import CLIP, HVC1, Written, misfit
 from video.media.nal import Unspliceable
 from video.media.seek import packets_from, read_sound, ticks
 from video.media.sound import RUN_UP_SECONDS, SoundReader, SoundWriter
@@ -58,12 +58,18 @@ class Job:
     """The source's pictures on either side of each splice, by their time."""
 
 
-def prepare(container: InputContainer, video: VideoStream, start: Fraction, end: Fraction) -> Job:
+def prepare(
+    container: InputContainer, video: VideoStream, start: Fraction, end: Fraction, *, as_stored: bool = False
+) -> Job:
     """Read the index around a clip, and plan it.
 
     :param start, end: timestamps of the source, in seconds.
+    :param as_stored: pictures that players have to turn or stretch, or that are not of 8 bits and 4:2:0, may
+        stay so.
     :raises Unspliceable: the stream is of a kind that cannot be spliced at all.
     """
+    if not as_stored and (reason := misfit(container, video)):
+        raise Unspliceable(reason)
     tick = base.fraction(video.time_base)
     first, stop = ticks(start, tick), ticks(end, tick)
     context = video.codec_context
@@ -112,6 +118,7 @@ def write(
     if audio is not None:
         sound = SoundReader(audio, sound_packets, zero * tick)
         writer = SoundWriter(out, audio, _FAST_SOUND)
+    subtitles.carry(container, out, zero * tick, end)
     pictures.write_edge(before=job.begin)
     source = packets_from(container, video, audio, start, before_seconds=float(RUN_UP_SECONDS))
     left = len(job.copied)
@@ -136,7 +143,7 @@ def write(
             writer.write(piece)
         writer.finish((finish - zero) * tick)
     size = remux.shown_size(base.source_name(container), video, pictures.key)
-    return Written(zero * tick, job.times[-1] * tick, finish * tick, size, pictures.count)
+    return Written(zero * tick, job.times[-1] * tick, finish * tick, size, pictures.count, audio is not None)
 
 
 def _encode(

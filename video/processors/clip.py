@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -60,14 +60,13 @@ def make_clips(job: ClipJob) -> list[Clip]:
                     continue
                 start, end = span
             output = job.output_dir / f"{job.stem}-{len(clips) + 1:02d}.{job.format}"
-            facts: dict[str, float] = dict.fromkeys(("width", "height", "frames", "bytes"), 0)
+            facts: dict[str, Any] = dict.fromkeys(("width", "height", "frames", "bytes"), 0)
+            facts |= {"path": output, "start": start, "end": end}
             if not job.preview:
                 written = cut(path, output, start, end, mode=job.mode)
                 together.enter_context(scope.unfinished(output, keep=True))
-                start, end = written.start, written.end
-                facts = {name: getattr(written, name) for name in facts}
-            about = {"path": output, "start": start, "end": end, "reasons": list(one.reasons)}
-            clips.append(Clip.model_validate(about | {"score": one.score} | facts))
+                facts = asdict(written)
+            clips.append(Clip.model_validate(facts | {"score": one.score, "reasons": list(one.reasons)}))
         if not clips:
             raise UnsupportedMedia(
                 "has no key frame that a clip could be copied from", subject=str(path), cure="Use mode exact."

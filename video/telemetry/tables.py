@@ -34,11 +34,11 @@ def table(
 
 def clip_table(responses: Iterable[VideoClipResponse], *, written: bool = True) -> Table:
     """A row for each clip, with its two foremost reasons."""
-    files = ["frames", "size"] if written else []
+    files = ["frames", "size", "mode"] if written else []
     rows = []
     for response in responses:
         for clip in response.clips:
-            facts = [str(clip.frames), size(clip.bytes)] if written else []
+            facts = [str(clip.frames), size(clip.bytes), clip.mode or ""] if written else []
             span = [clock(clip.start), clock(clip.end)]
             rows.append([clip.path.name, *span, *facts, f"{clip.score:.2f}", "; ".join(clip.reasons[:2])])
     columns = ["clip", "from", "to", *files, "score", "why"]

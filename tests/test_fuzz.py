@@ -1,0 +1,133 @@
+"""Hundreds of damaged files: each ends in an error of ours or in a clip that decodes, and none hangs."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+from tests.media_files import tone, write_video
+from tests.mutations import mutated
+from video import ParallelConfig, Runner
+from video.errors import VideoError
+from video.media import base, smart
+from video.media.cut import cut
+from video.media.highlights import find_highlights
+from video.media.probe import measure, probe
+from video.media.stills import contact_sheet
+from video.models import Mode
+
+FILES = 500
+PATIENCE_SECONDS = 20
+"""For one file, of which a sound one takes a tenth of a second."""
+SIZE = (64, 48)
+
+
+def write_sources(folder: Path) -> list[Path]:
+    """Small ones of the kinds that people have: two seconds of pictures and sound each."""
+    sound = {"sound": tone(0, 2, 2), "frames": 32, "rate": 16, "size": SIZE}
+    hevc = {"x265-params": "keyint=8:min-keyint=8:scenecut=0:log-level=none"}
+    return [
+        write_video(folder / "h264.mp4", gop=8, **sound),
+        write_video(folder / "h264.mkv", gop=8, **sound),
+        write_video(folder / "hevc.mp4", codec="libx265", options=hevc, **sound),
+        write_video(
+            folder / "vp9.webm", codec="libvpx-vp9", options={"cpu-used": "8"}, sound_codec="libopus", **sound
+        ),
+    ]
+
+
+def frames_of(path: Path) -> list[float]:
+    """Seconds of each frame that comes out of a file, whatever is wrong with the others."""
+    found: list[float] = []
+    with base.open_input(path) as container:
+        for packet in container.demux(video=0):
+            with contextlib.suppress(av.FFmpegError):
+                found += [float((frame.pts or 0) * (frame.time_base or 0)) for frame in packet.decode()]
+    return found
+
+
+WELL = "well"
+
+
+class Trial:
+    """Damages a file by a number, and does everything with it that we do with files."""
+
+    def __init__(self, sources: list[Path], folder: Path) -> None:
+        self.sources = sources
+        self.folder = folder
+
+    def __call__(self, seed: int) -> dict[str, str]:
+        """What became of each job: "well", or the kind of its error."""
+        # In this worker only: small clips, which are cheaper to encode, are to be spliced too.
+        smart.usual_costs = lambda *_, **__: smart.Costs(1, 1, 1000, 1, 1)  # type: ignore[misc]
+        source = self.folder / f"{seed}{self.sources[seed % len(self.sources)].suffix}"
+        source.write_bytes(mutated([path.read_bytes() for path in self.sources], seed))
+        jobs: dict[str, Callable[[], Any]] = {
+            "probe": lambda: probe(source).as_dict(),
+            "measure": lambda: measure(source).as_dict(),
+            "highlights": lambda: find_highlights(source, count=1, min_length=0.5, max_length=1),
+            "sheet": lambda: contact_sheet(source, source.with_suffix(".png"), count=2, width=32),
+            "smart": lambda: self.clip(source, 0.3, 1.7, "smart"),
+            "copy": lambda: self.clip(source, 0.3, 1.7, "copy"),
+            "exact": lambda: self.clip(source, 0.3, 0.8, "exact"),
+            "encode": lambda: self.clip(source, 0, 3600, "exact"),
+        }
+        found = {}
+        for name, job in jobs.items():
+            try:
+                done = job()
+                found[name] = done if isinstance(done, str) else WELL
+            except VideoError as error:
+                found[name] = type(error).__name__
+        source.unlink()
+        source.with_suffix(".png").unlink(missing_ok=True)
+        return found
+
+    def clip(self, source: Path, start: float, end: float, mode: Mode) -> str:
+        """How it was made.
+
+        :raises AssertionError: it says that all is well, and that is not so.
+        """
+        output = self.folder / f"{source.stem}-clip.mp4"
+        clip = cut(source, output, start, end, mode)
+        found = len(frames_of(output))
+        output.unlink()
+        wanted = clip.frames
+        if clip.mode != "exact":  # what is copied is as good as it was, and no worse
+            with base.open_input(source) as container:
+                zero = float(base.origin(container)) - 0.001
+            times = frames_of(source)
+            in_order = times == sorted(times)  # else nobody can say which of them belong into the clip
+            wanted = sum(zero + clip.start <= at < zero + clip.end for at in times) if in_order else 1
+        assert found >= max(1, min(wanted, clip.frames)), f"{clip.mode}: {found} of {wanted} frames decode"
+        return clip.mode
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_damaged_files_end_in_an_error_of_ours_or_in_clips_that_decode(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (tmp_path / "sound").mkdir()
+    trial = Trial(write_sources(tmp_path / "sound"), work)
+    config = ParallelConfig(backend="process", max_workers=2, timeout=PATIENCE_SECONDS)
+    with Runner(config) as runner:
+        outcomes = runner.map(trial, range(FILES))
+    wrong = {seed: repr(outcome.error) for seed, outcome in enumerate(outcomes) if not outcome.ok}
+    assert not wrong
+    ends = collections.Counter(item for outcome in outcomes for item in outcome.unwrap().items())
+    for name, well in (
+        ("probe", WELL),
+        ("highlights", WELL),
+        ("smart", "smart"),
+        ("copy", "copy"),
+        ("encode", "exact"),
+    ):
+        assert FILES / 10 < ends[name, well] < FILES * 0.9, "damage that spoils nothing, or all, tests little"
+    assert not list(work.iterdir())
