@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.error import FFmpegError, InvalidDataError
+from av.error import FFmpegError
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -126,7 +126,9 @@ class FrameDecoder:
             context.skip_frame = "NONREF" if packet.pts < self._wanted else "DEFAULT"
         try:
             frames = context.decode(packet)
-        except InvalidDataError:
+        except FFmpegError as error:  # decoders have many words for what is damaged
+            if isinstance(error, MemoryError):
+                raise
             self.damaged += 1
             return
         for frame in frames:

@@ -12,10 +12,11 @@ from typing import Any
 
 import av
 from av.audio.frame import AudioFrame
+from av.audio.plane import AudioPlane
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
-from av.error import InvalidDataError
+from av.error import FFmpegError
 from av.packet import Packet
 
 from video.media import base
@@ -63,7 +64,9 @@ class SoundReader:
             return
         try:
             frames = self._audio.codec_context.decode(packet)
-        except InvalidDataError:  # what is missing becomes silence
+        except FFmpegError as error:  # what is missing becomes silence
+            if isinstance(error, MemoryError):
+                raise
             return
         for frame in frames:
             at = self._next if frame.pts is None else frame.pts * self._tick
@@ -97,7 +100,7 @@ class SoundWriter:
         self._resampler = AudioResampler()
         self._kind: tuple[str, str, int] | None = None
         self._written = 0
-        """Samples that have come through the filters."""
+        """Samples from 0 to the end of what was encoded."""
         self._most: int | None = None
         context = audio.codec_context
         codec = encoding.audio
@@ -161,7 +164,7 @@ class SoundWriter:
     def _pass(self, frame: AudioFrame) -> None:
         """A frame of the encoder's own kind, without gaps before it."""
         if not self._filters:
-            self._out.mux(self._stream.encode(frame))
+            self._encode(frame)
             return
         if self._chain is None:
             kind = self._stream
@@ -169,6 +172,17 @@ class SoundWriter:
             self._chain = Chain(self._filters, frame, f"{wanted}:channel_layouts={kind.layout.name}")
         for filtered in self._chain.push(frame):
             self._count(filtered)
+
+    def _encode(self, frame: AudioFrame) -> None:
+        """Encode a frame at its time; what was written is not written again, where sound changes its kind."""
+        pts = frame.pts or 0
+        if pts < self._written:
+            if pts + frame.samples <= self._written:
+                return
+            frame = _slice(frame, self._written - pts, frame.samples)
+            frame.pts, frame.time_base = self._written, Fraction(1, frame.sample_rate)
+        self._written = max(pts, self._written) + frame.samples
+        self._out.mux(self._stream.encode(frame))
 
     def _count(self, frame: AudioFrame) -> None:
         """Encode a frame as the next one."""
@@ -182,7 +196,7 @@ class SoundWriter:
 
     def _silence(self, samples: int, pts: int = 0) -> AudioFrame:
         silence = AudioFrame(self._stream.format.name, self._stream.layout, samples)
-        for plane in silence.planes:
+        for plane in _planes(silence):
             plane.update(bytes(plane.buffer_size))
         silence.sample_rate = self._stream.sample_rate
         silence.pts, silence.time_base = pts, Fraction(1, silence.sample_rate)
@@ -193,8 +207,13 @@ def _slice(frame: AudioFrame, start: int, stop: int) -> AudioFrame:
     """Samples `start` to `stop` of a frame, as a frame."""
     width = frame.format.bytes * (1 if frame.format.is_planar else frame.layout.nb_channels)
     piece = AudioFrame(frame.format.name, frame.layout, stop - start)
-    for old, new in zip(frame.planes, piece.planes, strict=True):
+    for old, new in zip(_planes(frame), _planes(piece), strict=True):
         wanted = bytes(memoryview(old)[start * width : stop * width])
         new.update(wanted.ljust(new.buffer_size, b"\0"))
     piece.sample_rate = frame.sample_rate
     return piece
+
+
+def _planes(frame: AudioFrame) -> tuple[AudioPlane, ...]:
+    """The planes of a frame; of one with eight channels PyAV counts a ninth, which is not there."""
+    return frame.planes[: frame.layout.nb_channels if frame.format.is_planar else 1]
