@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
@@ -22,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import shared
+from tests.http_server import serve
 from tests.media_files import heard, numbers, onset, shown, tone, write_audio, write_video
 from tests.waiting import until
 from video import (
@@ -42,7 +44,6 @@ from video.media.target import search
 from video.models import CODECS_OF
 from video.processors._encode import sizes
 from video.processors._names import BOOK
-from video.processors.encoding import fitting_workers
 
 VFR_STEPS = [1, 1, 3, 1, 2, 5, 1, 1, 8, 2]
 VFR_TIMES = [Fraction(ticks, 50) for ticks in itertools.accumulate(VFR_STEPS * 6, initial=0)]
@@ -297,7 +298,44 @@ def test_hardware_is_taken_where_it_works_and_only_there(monkeypatch: pytest.Mon
         codecs.tool("h264")
 
 
+def test_what_hardware_takes_is_what_it_gets(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder that stands for one of hardware, which takes but one format."""
+    presets = {name: (30, {"preset": "ultrafast"}) for name in ("low", "medium", "high")}
+    stand_in = codecs.Tool("libx264", presets, "qp", pixels="nv12")
+    monkeypatch.setattr(codecs, "HARDWARE", {"h264": (stand_in,)})
+    (one,) = encoded(serial, numbered, tmp_path)
+    assert (one.encoder, one.setting) == ("libx264", "qp 30")
+    assert numbers(one.path) == list(range(150))
+    (other,) = encoded(serial, numbered, tmp_path, hardware=False)
+    assert other.setting == "crf 19"
+
+
 # Batches
+
+
+async def _encoded_async(source: Path, out: Path) -> list[VideoEncodingResponse]:
+    with VideoEncodingProcessor() as processor:
+        return await processor.process_batch_async(
+            [{"source": source, "output_dir": out, "chunk_seconds": 2}]
+        )
+
+
+def test_async_callers_get_the_same(numbered: Path, tmp_path: Path) -> None:
+    (response,) = asyncio.run(_encoded_async(numbered, tmp_path))
+    assert response.outputs[0].frames == 150
+
+
+def test_an_address_is_fetched_and_its_file_goes_again(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path
+) -> None:
+    with serve() as server:
+        address = server.add("/films/a.mp4", numbered.read_bytes())
+        (response,) = serial.process_batch_parallel([{"source": address, "output_dir": tmp_path}])
+    assert response.error is None
+    assert files(tmp_path) == {"a.mp4"}
+    assert numbers(tmp_path / "a.mp4") == list(range(150))
 
 
 @pytest.mark.parametrize("engine", ["serial", "thread", "process", "async"])
@@ -424,14 +462,20 @@ def test_more_workers_than_fit_are_not_started(
 ) -> None:
     from video import resources
 
-    monkeypatch.setattr(resources, "usable_cpus", lambda: 4)
-    monkeypatch.setattr(resources, "free_memory", lambda: 3.0 * 2**30)
-    assert fitting_workers([str(numbered)], 8) == 4
-    assert fitting_workers([str(numbered)], 3) == 3
     large = write_video(tmp_path / "l.mp4", size=(1920, 1080), frames=1)
-    assert fitting_workers([str(numbered), str(large)], 8) == 2
-    monkeypatch.setattr(resources, "free_memory", lambda: 1.0)
-    assert fitting_workers([str(numbered), "missing.mp4"], None) == 1
+    sources = [str(numbered), "missing.mp4"]
+    monkeypatch.setattr(resources, "usable_cpus", lambda: 4)
+    with VideoEncodingProcessor(ParallelConfig(backend="serial")) as processor:
+        for gigabytes, named, most, wanted in (
+            (64, [*sources, str(large)], 8, 4),
+            (3, sources, 8, 4),
+            (3, sources, 3, 3),
+            (3, [*sources, str(large)], 8, 2),
+            (0.1, sources, None, 1),
+        ):
+            monkeypatch.setattr(resources, "free_memory", lambda gigabytes=gigabytes: gigabytes * 2.0**30)
+            assert processor.widen(named, most) == wanted
+            assert processor.config.max_workers == wanted
 
 
 def test_a_clip_by_itself_is_enough(serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path) -> None:
@@ -497,7 +541,7 @@ def test_pieces_of_a_ladder_in_several_workers(numbered: Path, tmp_path: Path) -
         assert numbers(one.path) == list(range(150))
         assert onset(one.path) == pytest.approx(1, abs=0.002)
     assert [title for title, _ in told] == ["looking at long videos", "pieces", "videos"]
-    assert told[1][1] == ["a 1", "a 2", "a 3"]
+    assert told[1][1] == ["a.mp4 1", "a.mp4 2", "a.mp4 3"]
     assert files(tmp_path) == {"a-120p.mp4", "a-60p.mp4"}
 
 

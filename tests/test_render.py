@@ -221,6 +221,18 @@ def test_no_sound_where_none_is_wanted_or_there(numbered: Path, tmp_path: Path) 
             assert not container.streams.audio
 
 
+@pytest.mark.parametrize("layout", ["stereo", "5.1", "7.1"])
+def test_sound_of_many_channels_is_cut_to_the_sample(tmp_path: Path, layout: str) -> None:
+    source = write_video(tmp_path / "a.mkv", sound=tone(1, 0.5, 2), layout=layout)
+    plain, quiet = made(
+        source, Output(tmp_path / "p.mp4"), Output(tmp_path / "q.mp4", "", "volume=0.9"), start=0.52, end=1.5
+    )
+    for one in (plain, quiet):
+        assert onset(one.path) == pytest.approx(0.48, abs=0.002)
+        with av.open(str(one.path)) as container:
+            assert container.streams.audio[0].layout.name == layout
+
+
 # What goes wrong
 
 

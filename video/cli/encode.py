@@ -162,13 +162,11 @@ def encode(
     except ValidationError as error:
         raise click.UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
-    from video.processors.encoding import EncodingPreview, VideoEncodingProcessor, fitting_workers
+    from video.processors.encoding import EncodingPreview, VideoEncodingProcessor
     from video.telemetry.progress import ProgressBars
 
     console, lines = people(), machine_reads(json)
-    config = config_of(
-        backend, workers or fitting_workers(sources, None), timeout, retries, settings_of(more)
-    )
+    config = config_of(backend, workers, timeout, retries, settings_of(more))
     processor_type = EncodingPreview if dry_run else VideoEncodingProcessor
     names = [redact(source) if is_url(source) else readable(os.path.basename(source)) for source in sources]
     responses: list[VideoEncodingResponse] = []
@@ -179,6 +177,8 @@ def encode(
             contextlib.ExitStack() as stack,
         ):
             processor.announce = bars.begin
+            if workers is None and not dry_run:
+                processor.widen(sources)
             kept = None
             if resume:
                 kept = processor.open_checkpoint(checkpoint or folder_of(out) / CHECKPOINT, settings=settings)

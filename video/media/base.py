@@ -259,12 +259,12 @@ def packets(container: InputContainer, *streams: Stream) -> Iterator[Packet[Any]
         while True:
             try:
                 packet = next(demuxer, None)
-            except InvalidDataError:
+            except (InvalidDataError, IndexError) as error:  # IndexError: of a stream that begins midway
                 failures += 1
                 if failures < _MOST_FAILURES:
                     demuxer = container.demux(streams)
                     continue
-                if count == 0:
+                if count == 0 and isinstance(error, InvalidDataError):
                     raise
                 return
             if packet is None:

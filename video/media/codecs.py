@@ -42,15 +42,17 @@ class Tool:
     """The option by which finer steps are told; lower is better."""
     finest: int = 10
     coarsest: int = 51
+    pixels: str = "yuv420p"
+    """What it takes, in 8 bits."""
     deep: bool = False
     """It takes 10 bits, and keeps them where the source has them."""
     keys: Mapping[str, str] = field(default_factory=dict)
     """Options without which it does not begin anew at the key frames that are asked for."""
 
 
-def _hardware(encoder: str, scale: str, keys: str, **options: str) -> Tool:
+def _hardware(encoder: str, scale: str, keys: str, pixels: str, **options: str) -> Tool:
     presets = {"low": (32, options), "medium": (27, options), "high": (22, options)}
-    return Tool(encoder, presets, scale, keys={keys: "1"})
+    return Tool(encoder, presets, scale, pixels=pixels, keys={keys: "1"})
 
 
 def _speeds(scale: tuple[int, int, int], name: str, speeds: tuple[str, str, str], **more: str) -> Mapping[
@@ -86,8 +88,8 @@ SOFTWARE: Mapping[Encodes, Tool] = {
 
 HARDWARE: Mapping[Encodes, tuple[Tool, ...]] = {
     codec: (
-        _hardware(f"{codec}_nvenc", "cq", "forced-idr", rc="vbr"),
-        _hardware(f"{codec}_qsv", "global_quality", "forced_idr"),
+        _hardware(f"{codec}_nvenc", "cq", "forced-idr", "yuv420p", rc="vbr"),
+        _hardware(f"{codec}_qsv", "global_quality", "forced_idr", "nv12"),
     )
     for codec in ("h264", "hevc", "av1")
 }
@@ -104,7 +106,7 @@ def tool(codec: Encodes, *, hardware: bool = True) -> Tool:
     """
     for one in HARDWARE.get(codec, ()) if hardware else ():
         value, more = one.presets["medium"]
-        if works(one.encoder, (*more.items(), *one.keys.items(), (one.scale, str(value)))):
+        if works(one.encoder, (*more.items(), *one.keys.items(), (one.scale, str(value))), one.pixels):
             return one
     one = SOFTWARE[codec]
     if not works(one.encoder):
@@ -117,10 +119,11 @@ def tool(codec: Encodes, *, hardware: bool = True) -> Tool:
 
 
 @functools.cache
-def works(encoder: str, options: tuple[tuple[str, str], ...] = ()) -> bool:
+def works(encoder: str, options: tuple[tuple[str, str], ...] = (), pixels: str | None = None) -> bool:
     """Whether this process can encode with it: it has just encoded two frames, or did so before.
 
     :param options: settings that it must know, and take.
+    :param pixels: the format that it must take; None: any.
     """
     try:
         codec = Codec(encoder, "w")
@@ -128,7 +131,8 @@ def works(encoder: str, options: tuple[tuple[str, str], ...] = ()) -> bool:
         if not isinstance(context, VideoCodecContext):
             return False
         formats = [one.name for one in codec.video_formats or ()]
-        pixels = "yuv420p" if "yuv420p" in formats or not formats else formats[0]
+        if pixels is None:
+            pixels = formats[0] if formats else "yuv420p"
         context.width = context.height = TEST_SIDE
         context.pix_fmt, context.time_base, context.framerate = pixels, Fraction(1, 25), Fraction(25)
         context.thread_count = 1
@@ -174,7 +178,7 @@ def encoding(
     return Encoding(
         used.encoder,
         options,
-        pixels="yuv420p10le" if deep and used.deep else "yuv420p",
+        pixels="yuv420p10le" if deep and used.deep else used.pixels,
         audio="libopus" if opus else "aac",
         audio_bit_rate={"low": 48_000, "medium": 64_000, "high": 80_000}[quality],
         key_seconds=key_seconds,

@@ -19,7 +19,7 @@ from av.packet import Packet
 
 from video.media import base
 from video.media.codecs import SEGMENT_SECONDS
-from video.media.encode import HVC1
+from video.media.encode import HVC1, check
 
 MASTER = "master.m3u8"
 
@@ -30,7 +30,8 @@ def package(renditions: Mapping[str, Path], folder: Path) -> list[Path]:
     :param renditions: by name, such as `720p`; with key frames at the same times, the best one first; all of
         them with sound or none.
     :return: what was written, the master playlist first.
-    :raises OutputError: by way of `base.output_errors`, which is the caller's.
+    :raises OutputError: what was written does not read back; other errors of writing are for the caller to
+        explain, by `base.output_errors`.
     """
     with contextlib.ExitStack() as stack:
         inputs = [stack.enter_context(base.open_input(path)) for path in renditions.values()]
@@ -50,6 +51,7 @@ def package(renditions: Mapping[str, Path], folder: Path) -> list[Path]:
         out = stack.enter_context(
             av.open(base.url(folder / "%v.m3u8"), "w", format="hls", container_options=options)
         )
+        heard = bool(inputs[0].streams.audio)
         streams = {}
         for at, one in enumerate(inputs):
             for stream in (base.video_stream(one), *one.streams.audio[:1]):
@@ -58,9 +60,16 @@ def package(renditions: Mapping[str, Path], folder: Path) -> list[Path]:
                     copy.codec_context.codec_tag = HVC1
                 streams[at, stream.index] = copy
         queues = [_packets(at, one) for at, one in enumerate(inputs)]
+        times: list[list[Fraction]] = [[] for _ in inputs]
         for _, at, packet in heapq.merge(*queues, key=lambda one: one[0]):
-            packet.stream = streams[at, packet.stream_index]
+            stream = streams[at, packet.stream_index]
+            if stream.type == "video":
+                times[at].append((packet.pts or 0) * base.fraction(packet.time_base))
+            packet.stream = stream
             out.mux(packet)
+    for (name, path), shown in zip(renditions.items(), times, strict=True):
+        seconds = max(shown) - min(shown)
+        check(folder / f"{name}.m4s", path, frames=len(shown), seconds=seconds, has_audio=heard)
     return [folder / MASTER, *(folder / f"{name}{end}" for name in renditions for end in (".m3u8", ".m4s"))]
 
 

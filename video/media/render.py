@@ -125,7 +125,8 @@ def render(
         for at, one in enumerate(made):
             one.attempt(one.begin, [other.path for other in made[:at]])
         last = zero + Fraction(_FOR_EVER if end is None else end)
-        with contextlib.suppress(_AllFailed):
+        # What goes wrong with an output does not come as far as here: the rest is about the source.
+        with contextlib.suppress(_AllFailed), base.media_errors(name):
             fan.check()
             span = read(container, video, audio, zero + Fraction(start), last, fan)
             return [one.error or one.rendered(span, zero) for one in made]

@@ -126,7 +126,7 @@ class FrameDecoder:
             context.skip_frame = "NONREF" if packet.pts < self._wanted else "DEFAULT"
         try:
             frames = context.decode(packet)
-        except FFmpegError as error:
+        except FFmpegError as error:  # decoders have many words for what is damaged
             if isinstance(error, MemoryError):
                 raise
             self.damaged += 1

@@ -99,7 +99,7 @@ class SoundWriter:
         self._resampler = AudioResampler()
         self._kind: tuple[str, str, int] | None = None
         self._written = 0
-        """Samples that have come through the filters."""
+        """Samples from 0 to the end of what was encoded."""
         self._most: int | None = None
         context = audio.codec_context
         codec = encoding.audio
@@ -163,7 +163,7 @@ class SoundWriter:
     def _pass(self, frame: AudioFrame) -> None:
         """A frame of the encoder's own kind, without gaps before it."""
         if not self._filters:
-            self._out.mux(self._stream.encode(frame))
+            self._encode(frame)
             return
         if self._chain is None:
             kind = self._stream
@@ -171,6 +171,17 @@ class SoundWriter:
             self._chain = Chain(self._filters, frame, f"{wanted}:channel_layouts={kind.layout.name}")
         for filtered in self._chain.push(frame):
             self._count(filtered)
+
+    def _encode(self, frame: AudioFrame) -> None:
+        """Encode a frame at its time; what was written is not written again, where sound changes its kind."""
+        pts = frame.pts or 0
+        if pts < self._written:
+            if pts + frame.samples <= self._written:
+                return
+            frame = _slice(frame, self._written - pts, frame.samples)
+            frame.pts, frame.time_base = self._written, Fraction(1, frame.sample_rate)
+        self._written = max(pts, self._written) + frame.samples
+        self._out.mux(self._stream.encode(frame))
 
     def _count(self, frame: AudioFrame) -> None:
         """Encode a frame as the next one."""

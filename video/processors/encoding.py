@@ -19,7 +19,7 @@ from video.processors._names import stem
 from video.processors._sources import absolute, check_source, inputs_of, resource_of
 from video.processors.base import Chosen, Names, Processor, facts
 from video.runner import Runner
-from video.sources.base import is_url
+from video.sources.base import is_url, readable, redact
 
 if TYPE_CHECKING:
     from video.media.pieces import Piece
@@ -29,6 +29,7 @@ WORKER_BYTES = 600 << 20
 """What a worker is taken to need, at 720p with four renditions (benchmarks/bench_encode.py); larger pictures
 need more in proportion."""
 USUAL_PIXELS = 1280 * 720
+LARGE_PIXELS = 4096 * 2304
 LOOKED_AT = 20
 """Videos of a batch whose size is looked at before it begins."""
 
@@ -150,16 +151,33 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
         self.request({"source": "any", **settings})  # what is wrong with all of them is said at once
         asked = [each for one in results for each in _asked(one, settings)]
         requests = [one for one in asked if not isinstance(one, VideoEncodingResponse)]
-        self._widen(fitting_workers(list(map(_source, requests)), parallel_workers))
+        self.widen(list(map(_source, requests)), parallel_workers)
         answers = iter(self.process_batch_parallel(requests, backend, checkpoint=checkpoint))
         return [one if isinstance(one, VideoEncodingResponse) else next(answers) for one in asked]
 
-    def _widen(self, workers: int) -> None:
-        """Have so many workers from now on; those that are warm stay if they are as many."""
-        if workers != self.config.max_workers:
+    def widen(self, sources: Sequence[str], most: int | None = None) -> int:
+        """Have as many workers from now on as CPUs and free memory have room for, and say how many.
+
+        :param sources: what is to be encoded. Where memory may be short, the size of the first ones is looked
+            at, by a worker.
+        :param most: None: as many as fit; there is at least one.
+        :raises ConfigError: it is below 1.
+        """
+        if most is not None and most < 1:
+            raise ConfigError(f"parallel_workers is {most}", cure="It takes a whole number of at least 1.")
+        cpus, memory = resources.usable_cpus(), resources.free_memory()
+        fits = cpus if most is None else min(cpus, most)
+        if memory < fits * WORKER_BYTES * LARGE_PIXELS / USUAL_PIXELS:
+            looked_at = [absolute(one) for one in sources if not is_url(one)][:LOOKED_AT]
+            self.announce("looking at sizes", list(map(_shown, looked_at)))
+            sizes = self.runner.map(pixels_of, looked_at, isolate=self.isolate)
+            pixels = max([USUAL_PIXELS, *(one.value or 0 for one in sizes)])
+            fits = max(1, min(fits, int(memory // (WORKER_BYTES * pixels / USUAL_PIXELS))))
+        if fits != self.config.max_workers:
             self.close()
-            self.config = replace(self.config, max_workers=workers)
+            self.config = replace(self.config, max_workers=fits)
             self.runner = Runner(self.config, observers=self._observers, policies=self._policies())
+        return fits
 
     def before(self, call: dict[str, Any], checkpoint: Checkpoint | None) -> None:
         """Encode the pieces of long videos, of all of them at once; their jobs then join what is there, and
@@ -176,8 +194,11 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
             # One that an earlier run has done has its outputs, and no pieces any more.
             and not (resumed and not job.pieces.exists() and any(map(os.path.lexists, _paths(job))))
         ]
-        if not long:
-            return
+        if long:
+            self._encode_pieces(long, call)
+        self.announce("videos", list(map(_name, jobs)))
+
+    def _encode_pieces(self, long: list[EncodingJob], call: Mapping[str, Any]) -> None:
         how = {"backend": call["backend"], "isolate": call["isolate"]}
         self.announce("looking at long videos", list(map(_name, long)))
         pieces: list[PieceJob] = []
@@ -187,7 +208,6 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
         self.announce("pieces", [f"{_name(one.job)} {one.piece.number + 1}" for one in pieces])
         for _ in self.runner.rounds(encode_ahead, pieces, ordered=False, **how):
             pass  # what failed is tried again, and reported, by the job of its video
-        self.announce("videos", list(map(_name, jobs)))
 
     def check(self, request: VideoEncodingRequest) -> None:
         check_source(request.source, request.output_dir)
@@ -261,8 +281,12 @@ def _unheard(title: str, names: Sequence[str]) -> None:
 
 
 def _name(job: Any) -> str:
-    """Of a job, for people; one that was refused has none."""
-    return job.stem if isinstance(job, EncodingJob) else "refused"
+    """Of a job, or of the error with which it was refused, for people."""
+    return _shown(job.source if isinstance(job, EncodingJob) else getattr(job, "subject", None) or "refused")
+
+
+def _shown(source: str) -> str:
+    return redact(source) if is_url(source) else readable(os.path.basename(source))
 
 
 class EncodingPreview(VideoEncodingProcessor):
@@ -323,25 +347,12 @@ def _source(request: VideoEncodingRequest | Mapping[str, Any]) -> str:
     return request.source if isinstance(request, VideoEncodingRequest) else str(request["source"])
 
 
-def fitting_workers(sources: Sequence[str], most: int | None) -> int:
-    """How many workers CPUs and free memory have room for, at least 1.
-
-    :param sources: what is to be encoded; the size of the first ones is looked at.
-    :param most: None: no more than fit.
-    :raises ConfigError: it is below 1.
-    """
-    if most is not None and most < 1:
-        raise ConfigError(f"parallel_workers is {most}", cure="It takes a whole number of at least 1.")
+def pixels_of(source: str) -> int:
+    """Of one picture of a video; 0 for one that cannot be read, whose job then says why."""
     from video.media.probe import probe
 
-    pixels = USUAL_PIXELS
-    for source in sources[:LOOKED_AT]:
-        if not is_url(source):
-            try:
-                about = probe(source).video
-            except VideoError:  # its job fails with that when it runs
-                continue
-            pixels = max(pixels, about.width * about.height if about is not None else 0)
-    room = int(resources.free_memory() // (WORKER_BYTES * pixels / USUAL_PIXELS))
-    fits = max(1, min(resources.usable_cpus(), room))
-    return fits if most is None else min(most, fits)
+    try:
+        about = probe(source).video
+    except VideoError:
+        return 0
+    return 0 if about is None else about.width * about.height
