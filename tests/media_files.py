@@ -16,7 +16,6 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
 
-from video.media import base
 from video.media.edges import Luma, luma
 
 COLUMNS, ROWS = 4, 3
@@ -216,9 +215,8 @@ def heard(path: Path) -> tuple[Fraction, np.ndarray]:
                 first = expected = at
             assert abs(at - expected) < Fraction(3, 1000), f"audio jumps from {expected} s to {at} s"
             expected = at + Fraction(frame.samples, frame.sample_rate)
-            if frame.format.name == "fltp":  # `to_ndarray` reads too many planes where there are eight
-                plane = base.sound_planes(frame)[0]
-                pieces.append(np.frombuffer(plane, np.float32)[: frame.samples].copy())
+            if frame.format.is_planar:  # not all at once: see `video.media.base.sound_planes`
+                pieces.append(np.frombuffer(memoryview(frame.planes[0]), "f4", frame.samples).copy())
             else:
                 pieces.append(frame.to_ndarray()[0, :: len(frame.layout.channels)])
     assert first is not None
