@@ -221,16 +221,36 @@ def test_no_sound_where_none_is_wanted_or_there(numbered: Path, tmp_path: Path) 
             assert not container.streams.audio
 
 
-@pytest.mark.parametrize("layout", ["stereo", "5.1", "7.1"])
-def test_sound_of_many_channels_is_cut_to_the_sample(tmp_path: Path, layout: str) -> None:
-    source = write_video(tmp_path / "a.mkv", sound=tone(1, 0.5, 2), layout=layout)
+def test_sound_of_eight_channels_is_cut_to_the_sample(tmp_path: Path) -> None:
+    """PyAV counts a plane too many in such frames."""
+    mono = write_video(tmp_path / "m.mkv", sound=tone(1, 0.5, 2))
+    source = tmp_path / "a.mkv"
+    with av.open(str(mono)) as given, av.open(str(source), "w") as out:
+        video = out.add_stream_from_template(given.streams.video[0], opaque=True)
+        audio = out.add_stream("aac", rate=48_000, layout="7.1", bit_rate=256_000)
+        wide = av.AudioResampler("fltp", "7.1", 48_000, 1024)
+        for packet in given.demux():
+            if packet.stream.type == "video" and packet.size:
+                packet.stream = video
+                out.mux(packet)
+            elif packet.stream.type == "audio":
+                out.mux([coded for frame in packet.decode() for one in wide.resample(frame)
+                         for coded in audio.encode(one)])  # fmt: skip
+        out.mux(audio.encode(None))
     plain, quiet = made(
         source, Output(tmp_path / "p.mp4"), Output(tmp_path / "q.mp4", "", "volume=0.9"), start=0.52, end=1.5
     )
     for one in (plain, quiet):
-        assert onset(one.path) == pytest.approx(0.48, abs=0.002)
+        narrow = av.AudioResampler("fltp", "mono", 48_000)
         with av.open(str(one.path)) as container:
-            assert container.streams.audio[0].layout.name == layout
+            assert container.streams.audio[0].layout.nb_channels == 8
+            frames = [
+                piece.to_ndarray()[0]
+                for frame in container.decode(audio=0)
+                for piece in narrow.resample(frame)
+            ]
+        loud = np.argmax(np.abs(np.concatenate(frames)) > 0.03)
+        assert loud / 48_000 == pytest.approx(0.48, abs=0.003)
 
 
 # What goes wrong
