@@ -35,11 +35,13 @@ from video import (
     VideoEncodingProcessor,
     VideoEncodingRequest,
     VideoEncodingResponse,
+    scope,
 )
 from video.errors import ConfigError, UnsupportedMedia
 from video.media import codecs, pieces
 from video.media.probe import probe
 from video.media.quality import measure_quality
+from video.media.render import Output
 from video.media.target import search
 from video.models import CODECS_OF
 from video.processors._encode import sizes
@@ -172,6 +174,18 @@ def test_hls_plays_every_frame_of_every_rendition(
             keys = [float(packet.pts * packet.time_base) for packet in packets]
         assert {0, 4, 8} <= {round(key - keys[0], 2) for key in keys}
         assert onset(one.playlist) - float(found[0].seconds) == pytest.approx(1, abs=0.005)
+
+
+def test_hls_of_pieces_plays_every_frame(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path
+) -> None:
+    wants = {"format": "hls", "ladder": (120, 60), "chunk_seconds": 2, "quality": "low"}
+    for one in encoded(serial, numbered, tmp_path, **wants):
+        assert one.playlist is not None
+        found = shown(one.playlist)
+        assert [frame.number for frame in found] == list(range(150))
+        assert onset(one.playlist) - float(found[0].seconds) == pytest.approx(1, abs=0.005)
+    assert files(tmp_path) == {"a"}
 
 
 # Ladders
@@ -530,6 +544,37 @@ def test_pieces_begin_at_key_frames_and_hold_every_frame_once(numbered: Path) ->
             assert one.end * 25 % 12 == 0
             assert one.end - one.start >= seconds
     assert len(pieces.plan(str(numbered), 60)) == 1
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "av1", "vp9"])
+def test_pieces_fit_however_many_threads_made_each(codec: Any, numbered: Path, tmp_path: Path) -> None:
+    """As where a run is taken up with another number of workers."""
+    output = Output(tmp_path / "o.mp4", encoding=codecs.encoding("mp4", codec, "high", pieces=True)[0])
+    planned = pieces.plan(str(numbered), 1)
+    for piece in planned:
+        with scope.entered(scope.Slot(threads=1 + piece.number % 3)):
+            pieces.encode(str(numbered), piece, [output], tmp_path / "pieces")
+    assert pieces.join(str(numbered), planned, 0, output, tmp_path / "pieces").frames == 150
+    assert numbers(tmp_path / "o.mp4") == list(range(150))
+
+
+def test_pieces_that_do_not_fit_are_all_made_again(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join = pieces.join
+    monkeypatch.setattr(pieces, "join", lambda *words: (_ for _ in ()).throw(OSError("killed")))
+    request = {"source": numbered, "output_dir": tmp_path, "chunk_seconds": 2}
+    assert not serial.process_batch_parallel([request])[0].success
+    monkeypatch.setattr(pieces, "join", join)
+    (folder,) = tmp_path.glob(".*.pieces")
+    foreign = write_video(tmp_path / "b.mp4", frames=48, size=(80, 60))
+    (folder / "00001-0.mp4").write_bytes(foreign.read_bytes())
+    facts = folder / "00001.json"
+    facts.write_text(json.dumps([{**json.loads(facts.read_text())[0], "bytes": foreign.stat().st_size}]))
+    (response,) = serial.process_batch_parallel([request])
+    assert "does not fit the others" in str(response.error)
+    (one,) = encoded(serial, numbered, tmp_path, chunk_seconds=2)
+    assert numbers(one.path) == list(range(150))
 
 
 def test_pieces_of_a_ladder_in_several_workers(numbered: Path, tmp_path: Path) -> None:

@@ -156,7 +156,14 @@ def _settings(one: Rung, row: dict[str, Any]) -> dict[str, Any]:
 def _rungs(about: VideoInfo, job: EncodingJob) -> list[Rung]:
     deep = VideoFormat(about.pixel_format or "yuv420p").components[0].bits > 8
     quality = job.quality if isinstance(job.quality, str) else "medium"
-    encoding, used = codecs.encoding(job.format, job.encodes, quality, deep=deep, hardware=job.hardware)
+    encoding, used = codecs.encoding(
+        job.format,
+        job.encodes,
+        quality,
+        deep=deep,
+        hardware=job.hardware,
+        pieces=job.chunk_seconds is not None,
+    )
     full = (about.displayed_width, about.displayed_height)
     ladder, first, setting = job.ladder, "", f"{used.scale} {encoding.options.get(used.scale)}"
     if job.format == "gif":
