@@ -428,6 +428,20 @@ def test_a_full_disk_leaves_no_rendition(
             shutil.rmtree(folder)
 
 
+def test_a_rendition_that_cannot_be_placed_leaves_none(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path
+) -> None:
+    wants = {"ladder": (120, 60), "quality": "low"}
+    for one in encoded(serial, numbered, tmp_path, **wants):
+        one.path.unlink()
+    (tmp_path / "a-60p.mp4").mkdir()  # the name is this video's by now
+    (response,) = serial.process_batch_parallel([{"source": numbered, "output_dir": tmp_path, **wants}])
+    assert response.error is not None
+    assert response.error.type == "OutputError"
+    assert "a-60p.mp4" in response.error.message
+    assert files(tmp_path) == {"a-60p.mp4"}
+
+
 def test_a_checkpoint_answers_for_what_is_done(
     serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path
 ) -> None:
@@ -544,6 +558,35 @@ def test_pieces_begin_at_key_frames_and_hold_every_frame_once(numbered: Path) ->
             assert one.end * 25 % 12 == 0
             assert one.end - one.start >= seconds
     assert len(pieces.plan(str(numbered), 60)) == 1
+
+
+OPEN = "keyint=12:min-keyint=12:scenecut=0:bframes=3:b-adapt=0:open-gop=1"
+LATE = [Fraction(number, 25) + 10 for number in range(75)]
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("a.mp4", {"options": {"x264-params": OPEN}}),
+        ("a.mp4", {"codec": "libx265", "options": {"x265-params": f"{OPEN}:log-level=none"}}),
+        ("a.ts", {}),
+        ("a.mp4", {"times": LATE, "sound_start": 10}),
+        ("a.mkv", {"rate": Fraction(30_000, 1001)}),
+        ("a.mkv", {"sound_start": Fraction(1, 2)}),
+    ],
+    ids=["open groups", "open groups of HEVC", "transport stream", "late start", "29.97", "late sound"],
+)
+def test_pieces_of_odd_sources_make_the_same_video(
+    name: str, how: dict[str, Any], serial: VideoEncodingProcessor, tmp_path: Path
+) -> None:
+    source = write_video(tmp_path / name, frames=75, sound=tone(1, 0.5, 3), **how)
+    wants = {"quality": "medium"}
+    (whole,) = encoded(serial, source, tmp_path / "whole", **wants)
+    (joined,) = encoded(serial, source, tmp_path / "pieces", chunk_seconds=1, **wants)
+    left, right = shown(whole.path), shown(joined.path)
+    assert [one.number for one in left] == [one.number for one in right] == list(range(75))
+    assert [one.seconds for one in left] == [one.seconds for one in right]
+    assert np.array_equal(heard(whole.path)[1], heard(joined.path)[1])
 
 
 @pytest.mark.parametrize("codec", ["h264", "hevc", "av1", "vp9"])

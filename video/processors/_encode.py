@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -66,7 +67,8 @@ def encode_video(job: EncodingJob) -> list[Encoded]:
                     _check(one, job)
                 found = _place(job, rungs, made, work)
             except VideoError as error:
-                if (error.subject or "").startswith(str(work)):  # nobody knows of that folder
+                hidden = [work] if job.chunk_seconds is None else [work, job.pieces]
+                if (error.subject or "").startswith(tuple(map(str, hidden))):  # nobody knows of those
                     error.subject = str(job.output_dir / job.stem)
                 raise
         if job.chunk_seconds is not None:
@@ -244,11 +246,13 @@ def _place(job: EncodingJob, rungs: Sequence[Rung], made: Sequence[Rendered], wo
     if job.format == "hls":
         return _place_hls(job, rungs, made, work)
     found = []
-    for rung, one in zip(rungs, made, strict=True):
-        place = _places(job, rung)
-        with base.output_errors(place["path"]):
-            os.replace(one.path, place["path"])
-        found.append(_encoded(rung, one, **place))
+    with contextlib.ExitStack() as together:
+        for rung, one in zip(rungs, made, strict=True):
+            place = _places(job, rung)
+            with base.output_errors(place["path"]):
+                os.replace(one.path, place["path"])
+            together.enter_context(scope.unfinished(place["path"], keep=True))
+            found.append(_encoded(rung, one, **place))
     return found
 
 
