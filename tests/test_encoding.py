@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -371,6 +372,37 @@ def test_a_bad_video_costs_only_itself_and_order_is_kept(engine: str, numbered: 
     assert files(out) == {"a.mkv", "a-2.mkv"}
     assert {one.backend for one in found} == {engine}
     assert found[0].outputs[0].frames == 150
+
+
+@pytest.mark.slow
+def test_damaged_videos_are_encoded_or_refused_and_never_hang_or_crash(tmp_path: Path) -> None:
+    chance = random.Random(7)
+    whole = [
+        write_video(tmp_path / name, frames=40, sound=tone(0.5, 0.2, 1.6))
+        for name in ("a.mp4", "b.mkv", "c.ts")
+    ]
+    sources = []
+    for number in range(60):
+        seed = whole[number % 3]
+        data = bytearray(seed.read_bytes())
+        if number % 4 == 0:
+            del data[chance.randrange(len(data)) :]
+        else:
+            for _ in range(chance.choice([1, 5, 50])):
+                data[chance.randrange(len(data))] = chance.randrange(256)
+        sources.append(tmp_path / f"{number}{seed.suffix}")
+        sources[-1].write_bytes(data)
+    with VideoEncodingProcessor(ParallelConfig(max_workers=2, timeout=40)) as processor:
+        wants = {"output_dir": tmp_path / "out", "ladder": (120, 60), "quality": "low", "codec": "h264"}
+        found = processor.process_batch_parallel([{"source": one, **wants} for one in sources])
+    good = [one for one in found if one.success]
+    assert 10 < len(good) < 60
+    kinds = {one.error.type for one in found if one.error is not None}
+    assert kinds <= {"InvalidMedia", "UnsupportedMedia", "SourceError", "ConfigError", "OutputError"}
+    assert files(tmp_path / "out") == {one.path.name for response in good for one in response.outputs}
+    for response in good:
+        for one in response.outputs:
+            assert len(shown(one.path)) == one.frames
 
 
 def test_clips_of_another_processor_are_encoded(samples: list[Path], tmp_path: Path) -> None:

@@ -315,6 +315,22 @@ def test_a_source_that_is_damaged_leaves_no_output(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "b.mp4"}
 
 
+def test_a_picture_that_damage_puts_hours_ahead_is_left_out(tmp_path: Path) -> None:
+    """Else filters and players would fill the hours up, and all pictures after it would be lost."""
+    whole = write_video(tmp_path / "a.ts", b_frames=0, sound=tone(1, 0.5, 2))
+    with av.open(str(whole)) as given, av.open(str(tmp_path / "b.ts"), "w") as out:
+        copies = {one.index: out.add_stream_from_template(one, opaque=True) for one in given.streams}
+        first = given.streams.video[0].start_time
+        for packet in given.demux():
+            if packet.stream.type == "video" and packet.pts == first + 30 * 3600:
+                packet.pts += 11_400 * 90_000
+            packet.stream = copies[packet.stream_index]
+            out.mux(packet)
+    plain, steady = made(tmp_path / "b.ts", Output(tmp_path / "o.mp4"), Output(tmp_path / "s.mp4", "fps=10"))
+    assert numbers(plain.path) == [number for number in range(50) if number != 30]
+    assert (plain.seconds, steady.frames) == (2, 20)
+
+
 def test_a_cancelled_run_leaves_no_output_and_what_was_there_stays(numbered: Path, tmp_path: Path) -> None:
     (tmp_path / "o.mp4").write_text("of yesterday")
     slot = scope.Slot()
