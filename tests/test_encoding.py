@@ -398,7 +398,8 @@ def test_damaged_videos_are_encoded_or_refused_and_never_hang_or_crash(tmp_path:
     good = [one for one in found if one.success]
     assert 10 < len(good) < 60
     kinds = {one.error.type for one in found if one.error is not None}
-    assert kinds <= {"InvalidMedia", "UnsupportedMedia", "SourceError", "ConfigError", "OutputError"}
+    # MemoryError: FFmpeg's own word where a damaged header asks for more than there can be.
+    assert kinds <= {"InvalidMedia", "UnsupportedMedia", "SourceError", "ConfigError", "MemoryError"}
     assert files(tmp_path / "out") == {one.path.name for response in good for one in response.outputs}
     for response in good:
         for one in response.outputs:
