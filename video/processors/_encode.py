@@ -188,7 +188,7 @@ def sizes(width: int, height: int, ladder: Sequence[int]) -> list[tuple[int, int
     :param ladder: pixels of the shorter sides; empty: the video's own.
     """
     short = min(width, height)
-    sides = sorted({min(side, short) for side in ladder or (short,)}, reverse=True)
+    sides = sorted({min(side // 2 * 2, short) for side in ladder or (short,)}, reverse=True)
     return list(dict.fromkeys((_scaled(width, side, short), _scaled(height, side, short)) for side in sides))
 
 
