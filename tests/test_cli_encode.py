@@ -72,6 +72,21 @@ def test_a_run_with_resume_goes_on_where_it_stopped(short: Path, tmp_path: Path)
     assert "quality" in other.stderr
 
 
+def test_jobs_resume_goes_on_with_what_was_asked_for(short: Path, tmp_path: Path) -> None:
+    words = ("encode", "film.mp4", "late.mp4", "--codec", "hevc", "--quality", "low", "--ladder", "120",
+             "--resume", "--backend", "serial", "--chunk", "1")  # fmt: skip
+    (tmp_path / "film.mp4").hardlink_to(short)
+    assert run(*words, cwd=tmp_path).returncode == 1  # the second is not there yet
+    assert files(tmp_path / "encoded") == {".video-jobs.sqlite", "film-120p.mp4"}
+    (tmp_path / "late.mp4").hardlink_to(short)
+    done = run("jobs", "resume", tmp_path / "encoded", cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert "going on with batch encodings: 2 videos, files in" in done.stderr
+    assert "1 video done by an earlier run, 1 left to do" in done.stderr
+    assert [json.loads(line)["outputs"][0]["encoder"] for line in done.stdout.splitlines()] == ["libx265"] * 2
+    assert files(tmp_path / "encoded") == {".video-jobs.sqlite", "film-120p.mp4", "late-120p.mp4"}
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -221,16 +221,36 @@ def test_no_sound_where_none_is_wanted_or_there(numbered: Path, tmp_path: Path) 
             assert not container.streams.audio
 
 
-@pytest.mark.parametrize("layout", ["stereo", "5.1", "7.1"])
-def test_sound_of_many_channels_is_cut_to_the_sample(tmp_path: Path, layout: str) -> None:
-    source = write_video(tmp_path / "a.mkv", sound=tone(1, 0.5, 2), layout=layout)
+def test_sound_of_eight_channels_is_cut_to_the_sample(tmp_path: Path) -> None:
+    """PyAV counts a plane too many in such frames."""
+    mono = write_video(tmp_path / "m.mkv", sound=tone(1, 0.5, 2))
+    source = tmp_path / "a.mkv"
+    with av.open(str(mono)) as given, av.open(str(source), "w") as out:
+        video = out.add_stream_from_template(given.streams.video[0], opaque=True)
+        audio = out.add_stream("aac", rate=48_000, layout="7.1", bit_rate=256_000)
+        wide = av.AudioResampler("fltp", "7.1", 48_000, 1024)
+        for packet in given.demux():
+            if packet.stream.type == "video" and packet.size:
+                packet.stream = video
+                out.mux(packet)
+            elif packet.stream.type == "audio":
+                out.mux([coded for frame in packet.decode() for one in wide.resample(frame)
+                         for coded in audio.encode(one)])  # fmt: skip
+        out.mux(audio.encode(None))
     plain, quiet = made(
         source, Output(tmp_path / "p.mp4"), Output(tmp_path / "q.mp4", "", "volume=0.9"), start=0.52, end=1.5
     )
     for one in (plain, quiet):
-        assert onset(one.path) == pytest.approx(0.48, abs=0.002)
+        narrow = av.AudioResampler("fltp", "mono", 48_000)
         with av.open(str(one.path)) as container:
-            assert container.streams.audio[0].layout.name == layout
+            assert container.streams.audio[0].layout.nb_channels == 8
+            frames = [
+                piece.to_ndarray()[0]
+                for frame in container.decode(audio=0)
+                for piece in narrow.resample(frame)
+            ]
+        loud = np.argmax(np.abs(np.concatenate(frames)) > 0.03)
+        assert loud / 48_000 == pytest.approx(0.48, abs=0.003)
 
 
 # What goes wrong
@@ -293,6 +313,22 @@ def test_a_source_that_is_damaged_leaves_no_output(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="beyond the end"):
         render(write_video(tmp_path / "b.mp4"), [Output(tmp_path / "o.mp4")], start=9)
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "b.mp4"}
+
+
+def test_a_picture_that_damage_puts_hours_ahead_is_left_out(tmp_path: Path) -> None:
+    """Else filters and players would fill the hours up, and all pictures after it would be lost."""
+    whole = write_video(tmp_path / "a.ts", b_frames=0, sound=tone(1, 0.5, 2))
+    with av.open(str(whole)) as given, av.open(str(tmp_path / "b.ts"), "w") as out:
+        copies = {one.index: out.add_stream_from_template(one, opaque=True) for one in given.streams}
+        first = given.streams.video[0].start_time
+        for packet in given.demux():
+            if packet.stream.type == "video" and packet.pts == first + 30 * 3600:
+                packet.pts += 11_400 * 90_000
+            packet.stream = copies[packet.stream_index]
+            out.mux(packet)
+    plain, steady = made(tmp_path / "b.ts", Output(tmp_path / "o.mp4"), Output(tmp_path / "s.mp4", "fps=10"))
+    assert numbers(plain.path) == [number for number in range(50) if number != 30]
+    assert (plain.seconds, steady.frames) == (2, 20)
 
 
 def test_a_cancelled_run_leaves_no_output_and_what_was_there_stays(numbered: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ Examples:
 """
 
 
-class Asked(BaseModel):
+class Run(BaseModel):
     """What a run is for. A checkpoint keeps it, so that `video jobs resume` can go on without being told."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,11 +54,6 @@ class Asked(BaseModel):
     sources: list[Any]
     """Text, though not always in UTF-8: the names of files need not be."""
     out: Any
-    count: int = Field(ge=1, le=1000)
-    min_length: float | None = None
-    max_length: float
-    mode: Mode
-    format: Format
     retries: int = Field(ge=0, le=100)
     backend: str
     workers: int | None = Field(default=None, ge=1)
@@ -66,11 +61,6 @@ class Asked(BaseModel):
     order: Literal["input", "shortest", "longest"] = "input"
     more: dict[str, str] = Field(default_factory=dict)
     """Settings by their names, as text."""
-
-    @model_validator(mode="after")
-    def _as_a_request(self) -> Self:
-        VideoClipRequest.model_validate({"source": "any", **self.settings})
-        return self
 
     @field_validator("sources")
     @classmethod
@@ -85,6 +75,21 @@ class Asked(BaseModel):
         if not isinstance(out, str) or not out:
             raise ValueError("must be the name of a folder")
         return out
+
+
+class Asked(Run):
+    """What a run of `video clips` is for."""
+
+    count: int = Field(ge=1, le=1000)
+    min_length: float | None = None
+    max_length: float
+    mode: Mode
+    format: Format
+
+    @model_validator(mode="after")
+    def _as_a_request(self) -> Self:
+        VideoClipRequest.model_validate({"source": "any", **self.settings})
+        return self
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -302,10 +307,14 @@ def run_clips(
     return 0 if not notes and all(response.success for response in responses) else SOME_FAILED_EXIT
 
 
-def kept_as(asked: Asked, inputs: Sequence[str], place: Path) -> Command:
-    """What is asked for, as a checkpoint keeps it: its paths hold in any folder, and an output folder at or
-    below the checkpoint's moves with it. Its name stands for what was typed, so that a folder with more films
-    in it is still the same."""
+def kept_as(asked: Run, inputs: Sequence[str], place: Path, word: str = "clips") -> Command:
+    """What is asked of a command, as a checkpoint keeps it.
+
+    Its paths hold in any folder, and an output folder at or below the checkpoint's moves with it. Its name
+    stands for what was typed, so that a folder with more films in it is still the same.
+
+    :param word: the command.
+    """
     from video.policies.checkpoint import Command
     from video.processors._sources import absolute
 
@@ -319,7 +328,7 @@ def kept_as(asked: Asked, inputs: Sequence[str], place: Path) -> Command:
         "out": os.path.relpath(out, home) if inside else out,
     }
     words = json_module.dumps([typed, out]).encode()
-    return Command(f"clips {blake2b(words, digest_size=8).hexdigest()}", arguments)
+    return Command(f"{word} {blake2b(words, digest_size=8).hexdigest()}", arguments)
 
 
 def folder_of(out: Path) -> Path:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import click
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
-from video.cli.clips import as_line, complain, folder_of, settings_of
+from video.cli.clips import Run, as_line, complain, folder_of, kept_as, settings_of
 from video.cli.common import (
     CHECKPOINT,
     SOME_FAILED_EXIT,
@@ -28,6 +29,9 @@ from video.cli.inputs import expand
 from video.models import Codec, EncodingFormat, Preset, VideoEncodingRequest, VideoEncodingResponse
 from video.sources.base import is_url, readable, redact
 
+if TYPE_CHECKING:  # with SQLite, for those who use one
+    from video.policies.checkpoint import Command
+
 EXAMPLES = """\b
 Examples:
   video encode talk.mov                             encoded/talk.mp4
@@ -37,6 +41,29 @@ Examples:
   video encode film.mkv --codec av1 --chunk 60 --resume
   video encode films/ --ladder 720,360 --dry-run
 """
+
+
+class Asked(Run):
+    """What a run of `video encode` is for."""
+
+    format: EncodingFormat
+    codec: Codec | None
+    quality: Preset | float
+    ladder: tuple[int, ...]
+    hardware: bool
+    sound: bool
+    chunk_seconds: float | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of each request, but for the output folder: what an earlier run must have had, too."""
+        names = ("format", "codec", "quality", "ladder", "hardware", "sound", "chunk_seconds")
+        return {name: getattr(self, name) for name in names}
+
+    @model_validator(mode="after")
+    def _as_a_request(self) -> Self:
+        VideoEncodingRequest.model_validate({"source": "any", **self.settings})
+        return self
 
 
 def _sides(ctx: click.Context, option: click.Parameter, words: str) -> tuple[int, ...]:
@@ -150,25 +177,40 @@ def encode(
         raise click.UsageError("; ".join(notes) or "the list names no video")
     if quality is not None and target is not None:
         raise click.UsageError("--quality and --target are two ways to say one thing: give one")
+    try:
+        asked = Asked.model_validate({
+            "sources": sources, "out": str(out), "format": format_, "codec": codec,
+            "quality": target or quality or "high", "ladder": ladder, "hardware": not no_hardware,
+            "sound": not no_sound, "chunk_seconds": chunk, "retries": retries, "backend": backend,
+            "workers": workers, "timeout": timeout, "more": settings_of(more),
+        })  # fmt: skip
+    except ValidationError as error:
+        raise click.UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
     resume = resume or checkpoint is not None
     if resume and dry_run:
         raise click.UsageError("--dry-run writes nothing that could be resumed")
-    settings = {
-        "format": format_, "codec": codec, "quality": target or quality or "high", "ladder": ladder,
-        "hardware": not no_hardware, "sound": not no_sound, "chunk_seconds": chunk,
-    }  # fmt: skip
-    try:
-        VideoEncodingRequest.model_validate({"source": "any", **settings})
-    except ValidationError as error:
-        raise click.UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+    place = (checkpoint or folder_of(out) / CHECKPOINT) if resume else None
+    command = None if place is None else kept_as(asked, inputs, place, "encode")
+    return run_encode(asked, notes, json, dry_run, debug, place=place, command=command)
 
+
+def run_encode(
+    asked: Asked, notes: Sequence[str] = (), json: bool = False, dry_run: bool = False, debug: bool = False,
+    *, place: Path | None = None, batch: str | None = None, command: Command | None = None,
+) -> int:  # fmt: skip
+    """Do what is asked for, and tell of it.
+
+    :param place: the checkpoint; None: without one.
+    :return: the exit code.
+    """
     from video.processors.encoding import EncodingPreview, VideoEncodingProcessor
     from video.telemetry.progress import ProgressBars
 
-    console, lines = people(), machine_reads(json)
-    config = config_of(backend, workers, timeout, retries, settings_of(more))
+    console, lines, sources, out = people(), machine_reads(json), asked.sources, Path(asked.out)
+    config = config_of(asked.backend, asked.workers, asked.timeout, asked.retries, asked.more)
     processor_type = EncodingPreview if dry_run else VideoEncodingProcessor
     names = [redact(source) if is_url(source) else readable(os.path.basename(source)) for source in sources]
+    requests = [{"source": source, "output_dir": out, **asked.settings} for source in sources]
     responses: list[VideoEncodingResponse] = []
     try:
         with (
@@ -177,13 +219,13 @@ def encode(
             contextlib.ExitStack() as stack,
         ):
             processor.announce = bars.begin
-            if workers is None and not dry_run:
+            if asked.workers is None and not dry_run:
                 processor.widen(sources)
             kept = None
-            if resume:
-                kept = processor.open_checkpoint(checkpoint or folder_of(out) / CHECKPOINT, settings=settings)
+            if place is not None:
+                settings = asked.settings
+                kept = processor.open_checkpoint(place, batch=batch, settings=settings, command=command)
                 stack.enter_context(kept)
-            requests = [{"source": source, "output_dir": out, **settings} for source in sources]
             for ready in processor.stream_process(requests, checkpoint=kept):
                 go_on()
                 responses += ready
@@ -191,13 +233,15 @@ def encode(
                     for response in ready:
                         click.echo(as_line(response, debug))
             go_on()
+            if kept is not None and all(response.success for response in responses):
+                kept.carried_out()
             if kept is not None and kept.answered:
                 rest = f"{kept.begun} left to do" if kept.begun else "nothing left to do"
                 say(console, f"{counted(kept.answered, 'video')} done by an earlier run, {rest}")
     except KeyboardInterrupt:
         done = sum(response.success for response in responses)
-        words = "; the same command goes on from there" if resume else ""
-        say(console, f"stopped after {counted(done, 'video')} of {len(sources)}{words}")
+        words = "; the same command goes on from there, or video jobs resume" if place is not None else ""
+        say(console, f"stopped after {counted(done, 'video')} of {len(sources)}; files stay in {out}{words}")
         return STOPPED_EXIT
     if not lines:
         show(responses, out, dry_run)

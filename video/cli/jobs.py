@@ -16,7 +16,9 @@ from video.cli.common import CHECKPOINT, STOPPED_EXIT, counted, machine_reads, o
 from video.errors import StoreError
 
 if TYPE_CHECKING:
-    from video.cli.clips import Asked
+    from collections.abc import Callable
+
+    from video.cli.clips import Run
     from video.policies.checkpoint import BatchInfo, Command
 
 EXAMPLES = """\b
@@ -37,7 +39,7 @@ as_json = click.option("--json", is_flag=True, help="One JSON object a batch.  [
 def jobs() -> None:
     """See, resume and forget what batches with --resume have written down.
 
-    FILE is a checkpoint, or the folder in which `video clips --resume` keeps one.
+    FILE is a checkpoint, or the folder in which `--resume` keeps one.
     """
 
 
@@ -108,9 +110,8 @@ def show(place: Path, batch: str | None, option: str | None, json: bool) -> None
 def resume(place: Path, batch: str | None, json: bool, debug: bool) -> int:
     """Go on with a batch that was stopped, as it was asked for: the same as to give its command again.
 
-    A batch that was not run by `video clips` can only be resumed by the program that ran it.
+    A batch that neither `video clips` nor `video encode` ran can only be resumed by its own program.
     """
-    from video.cli.clips import run_clips
     from video.policies.checkpoint import batch_info, list_batches, pending_commands
 
     file, console = _file(place), people()
@@ -135,10 +136,11 @@ def resume(place: Path, batch: str | None, json: bool, debug: bool) -> int:
     _check_owner(file)
     code = 0
     for command in commands:
-        asked = _asked(file, name, command)
+        asked, run = _asked(file, name, command)
         videos = counted(len(asked.sources), "video")
-        say(console, f"going on with batch {name}: {videos}, clips in {asked.out}")
-        code = max(code, run_clips(asked, json=json, debug=debug, place=file, batch=name, command=command))
+        what = "files" if command.name.startswith("encode ") else "clips"
+        say(console, f"going on with batch {name}: {videos}, {what} in {asked.out}")
+        code = max(code, run(asked, json=json, debug=debug, place=file, batch=name, command=command))
         if code == STOPPED_EXIT:
             break
     return code
@@ -166,15 +168,25 @@ def _check_owner(file: Path) -> None:
         )
 
 
-def _asked(file: Path, batch: str, command: Command) -> Asked:
-    """
-    :raises StoreError: if the file does not hold what `video clips` writes there.
-    """
-    from video.cli.clips import Asked
+def _asked(file: Path, batch: str, command: Command) -> tuple[Run, Callable[..., int]]:
+    """What was asked for, and what does it.
 
+    :raises StoreError: if the file does not hold what commands write there.
+    """
+    asked_type: type[Run]
+    run: Callable[..., int]
+    if command.name.startswith("encode "):
+        from video.cli.encode import Asked as AskedToEncode
+        from video.cli.encode import run_encode
+
+        asked_type, run = AskedToEncode, run_encode
+    else:
+        from video.cli.clips import Asked, run_clips
+
+        asked_type, run = Asked, run_clips
     home = os.path.dirname(os.path.realpath(file))
     try:
-        asked = Asked.model_validate(command.arguments)
+        asked = asked_type.model_validate(command.arguments)
         out = os.path.realpath(os.path.join(home, asked.out))
         if not os.path.isabs(asked.out) and os.path.commonpath([home, out]) != home:
             raise ValueError(f"its output folder leads out of {home}")
@@ -183,9 +195,9 @@ def _asked(file: Path, batch: str, command: Command) -> Asked:
         raise StoreError(
             f"holds a command that cannot be run ({words})",
             subject=f"{file}, batch {batch!r}",
-            cure="Give the command itself again: video clips ... --resume",
+            cure="Give the command itself again, with --resume",
         ) from error
-    return asked.model_copy(update={"out": out})
+    return asked.model_copy(update={"out": out}), run
 
 
 @jobs.command()

@@ -19,7 +19,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
 from video.errors import UnsupportedMedia
-from video.media.encode import Encoding, own_options
+from video.media.encode import Encoding, merged, own_options
 from video.models import CODECS_OF, Preset
 
 Encodes = Literal["h264", "hevc", "av1", "vp9", "gif"]
@@ -48,6 +48,8 @@ class Tool:
     """It takes 10 bits, and keeps them where the source has them."""
     keys: Mapping[str, str] = field(default_factory=dict)
     """Options without which it does not begin anew at the key frames that are asked for."""
+    alike: Mapping[str, str] = field(default_factory=dict)
+    """Options without which its header depends on the number of its threads, so that pieces may not fit."""
 
 
 def _hardware(encoder: str, scale: str, keys: str, pixels: str, **options: str) -> Tool:
@@ -74,6 +76,7 @@ SOFTWARE: Mapping[Encodes, Tool] = {
         _speeds((31, 27, 22), "preset", ("superfast", "veryfast", "fast")),
         deep=True,
         keys={"forced-idr": "1", "x265-params": "open-gop=0"},
+        alike={"x265-params": "wpp=0:info=0"},
     ),
     "av1": Tool("libsvtav1", _speeds((50, 36, 24), "preset", ("10", "9", "8")), coarsest=63, deep=True),
     "vp9": Tool(
@@ -158,13 +161,20 @@ def codec_of(format: str, codec: str | None) -> Encodes:
 
 
 def encoding(
-    format: str, codec: Encodes, quality: str, *, deep: bool = False, hardware: bool = True
+    format: str,
+    codec: Encodes,
+    quality: str,
+    *,
+    deep: bool = False,
+    hardware: bool = True,
+    pieces: bool = False,
 ) -> tuple[Encoding, Tool]:
     """Settings of the encoders for a quality.
 
     :param codec: as from `codec_of`.
     :param quality: "low", "medium" or "high".
     :param deep: the source has more than 8 bits.
+    :param pieces: what is encoded is to be joined with others, perhaps of other numbers of threads.
     :raises UnsupportedMedia: there is no encoder that works.
     """
     used = tool(codec, hardware=hardware)
@@ -173,7 +183,9 @@ def encoding(
     key_seconds = None
     if format == "hls":
         key_seconds = SEGMENT_SECONDS
-        options |= used.keys
+        options = merged(options, used.keys)
+    if pieces:
+        options = merged(options, used.alike)
     opus = format == "webm"
     return Encoding(
         used.encoder,

@@ -239,16 +239,22 @@ def own_options(encoding: Encoding, width: int, threads: int) -> dict[str, str]:
     """Options of the encoder, with what this machine and this slot ask of it."""
     if encoding.video == "libsvtav1":
         os.environ.setdefault("SVT_LOG", "1")  # else it writes its settings to standard error, each time
-    options = dict(encoding.options)
     own = {
         "libx264": ("x264-params", "asm=AVX2" if avx512_is_unsafe(width) else ""),
         "libx265": ("x265-params", f"{x265_threads(threads)}:log-level=none"),
         "libsvtav1": ("svtav1-params", f"lp={threads}"),
     }
     name, more = own.get(encoding.video, ("", ""))
-    if more:
-        options[name] = ":".join(filter(None, (options.get(name), more)))
-    return options
+    return merged(encoding.options, {name: more} if more else {})
+
+
+def merged(options: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
+    """Options with more of them; those that are lists themselves (`x265-params`) become longer."""
+    result = {**options, **more}
+    for name in options.keys() & more.keys():
+        if name.endswith("-params"):
+            result[name] = f"{options[name]}:{more[name]}"
+    return result
 
 
 def new_stream(out: OutputContainer, encoder: str, **settings: Any) -> Stream:

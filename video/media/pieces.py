@@ -233,13 +233,19 @@ class _Joined:
                     self.tick = base.fraction(video.time_base)
                 before = len(order)
                 order += [pts for pts, _ in self._packets(at, container, video)]
-            if found != header or rows is None or len(order) - before != rows[number]["frames"]:
+            if found != header:  # nobody knows which of them is to blame
+                for one in pieces:
+                    scope.remove(str(one.facts(folder)))
+                raise self._refusal(at, "does not fit the others")
+            if rows is None or len(order) - before != rows[number]["frames"]:
                 scope.remove(str(piece.facts(folder)))
-                words = "does not fit the others" if found != header else "has lost frames"
-                raise OutputError(words, subject=str(self._files[at]), cure="Try again: it is made anew.")
+                raise self._refusal(at, "has lost frames")
         self.frames = len(order)
         self.seconds = (max(order) - min(order)) * self.tick
         self._dts = decoding_times(order, step)
+
+    def _refusal(self, at: int, words: str) -> OutputError:
+        return OutputError(words, subject=str(self._files[at]), cure="Try again: it is made anew.")
 
     def _add(self, like: VideoStream) -> VideoStream:
         stream = self._out.add_stream_from_template(like, opaque=True)

@@ -27,6 +27,10 @@ callers write 0.033 for a thirtieth."""
 _INTERLEAVE_SECONDS = 10
 """How much later than its picture sound is looked for in a file."""
 
+_FAR_SECONDS, _VERY_FAR_SECONDS = 60, 3600
+"""From one picture to the next, where that is also far beyond the length that the header has; and where it
+has none. A few damaged bytes can put a picture centuries ahead, and who fills the time up would never end."""
+
 _SKIPS_WELL = {"h264", "hevc"}
 """Decoders tested to lose nothing else when frames that no other frame needs are skipped."""
 
@@ -116,6 +120,7 @@ class FrameDecoder:
         self._stored_only = stored_times_only(container)
         self._skips = video.codec_context.name in _SKIPS_WELL
         self._step = base.usual_step(video)
+        self._far, self._reach = _reach(container, video)
         self._last_pts = self._last_dts = self._last = -(2**62)
         self._faulty_pts = self._faulty_dts = 0
 
@@ -133,7 +138,9 @@ class FrameDecoder:
             return
         for frame in frames:
             pts = self._time(frame)
-            if pts > self._last:
+            if self._last > -(2**62) and pts - self._last > self._far and pts > self._reach:
+                self.damaged += 1
+            elif pts > self._last:
                 self._last = pts
                 yield pts, frame
 
@@ -152,6 +159,15 @@ class FrameDecoder:
         if dts is not None:
             return dts
         return self._last + self._step if self._last > -(2**62) else 0
+
+
+def _reach(container: InputContainer, video: VideoStream) -> tuple[int, int]:
+    """(how much later than the one before, and how late) a picture must be to count as damaged, in ticks."""
+    tick = base.fraction(video.time_base)
+    if container.duration is None or container.duration <= 0:
+        return round(_VERY_FAR_SECONDS / tick), -(2**62)
+    seconds = base.origin(container) + 2 * (Fraction(container.duration, 1_000_000) + _FAR_SECONDS)
+    return round(_FAR_SECONDS / tick), round(seconds / tick)
 
 
 def stamp_seconds(packet: Packet[Any]) -> Fraction:

@@ -29,6 +29,7 @@ RUN_UP_SECONDS = Fraction(1, 2)
 _LONGEST_PACKET_SECONDS = 1
 _LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 _PIECE = 1024
+_NONE = ("", "", 0)
 
 
 class SoundReader:
@@ -98,6 +99,8 @@ class SoundWriter:
         self._chain: Chain[AudioFrame] | None = None
         self._resampler = AudioResampler()
         self._kind: tuple[str, str, int] | None = None
+        self._refused: tuple[str, str, int] | None = None
+        """A kind that cannot be converted; where there is such sound, there is silence."""
         self._written = 0
         """Samples from 0 to the end of what was encoded."""
         self._most: int | None = None
@@ -120,6 +123,8 @@ class SoundWriter:
     def write(self, frame: AudioFrame) -> None:
         """:param frame: not changed, so that others may have it, too."""
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if kind == self._refused:
+            return
         if kind != self._kind:
             rate = self._stream.sample_rate
             done = 0 if self._kind is None else round(Fraction(frame.pts or 0, frame.sample_rate) * rate)
@@ -133,8 +138,15 @@ class SoundWriter:
                 # Fill and trim by timestamps, without stretching; and expect the first sample at `done`.
                 options={"async": "1", "first_pts": str(done)},
             )
-        for resampled in self._resampler.resample(frame):
-            self._pass(resampled)
+        try:
+            pieces = self._resampler.resample(frame)
+        except FFmpegError as error:  # what damage makes of a header need not be a kind of sound at all
+            if isinstance(error, MemoryError):
+                raise
+            self._refused, self._kind, self._resampler = kind, _NONE, AudioResampler()
+            return
+        for piece in pieces:
+            self._pass(piece)
 
     def finish(self, length: Fraction, filtered: Fraction | None = None) -> None:
         """Write what is left; there is silence if there was nothing.
@@ -142,7 +154,7 @@ class SoundWriter:
         :param length: seconds from 0 to where what was written is to end.
         :param filtered: seconds to where what comes out of the filters is to end; None: the same.
         """
-        if self._kind is None:
+        if self._kind in (None, _NONE):
             # The last samples; what comes before them is filled up like any gap.
             pts = max(0, round(length * self._stream.sample_rate) - _PIECE)
             self.write(self._silence(_PIECE, pts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -66,7 +67,8 @@ def encode_video(job: EncodingJob) -> list[Encoded]:
                     _check(one, job)
                 found = _place(job, rungs, made, work)
             except VideoError as error:
-                if (error.subject or "").startswith(str(work)):  # nobody knows of that folder
+                hidden = [work] if job.chunk_seconds is None else [work, job.pieces]
+                if (error.subject or "").startswith(tuple(map(str, hidden))):  # nobody knows of those
                     error.subject = str(job.output_dir / job.stem)
                 raise
         if job.chunk_seconds is not None:
@@ -156,7 +158,14 @@ def _settings(one: Rung, row: dict[str, Any]) -> dict[str, Any]:
 def _rungs(about: VideoInfo, job: EncodingJob) -> list[Rung]:
     deep = VideoFormat(about.pixel_format or "yuv420p").components[0].bits > 8
     quality = job.quality if isinstance(job.quality, str) else "medium"
-    encoding, used = codecs.encoding(job.format, job.encodes, quality, deep=deep, hardware=job.hardware)
+    encoding, used = codecs.encoding(
+        job.format,
+        job.encodes,
+        quality,
+        deep=deep,
+        hardware=job.hardware,
+        pieces=job.chunk_seconds is not None,
+    )
     full = (about.displayed_width, about.displayed_height)
     ladder, first, setting = job.ladder, "", f"{used.scale} {encoding.options.get(used.scale)}"
     if job.format == "gif":
@@ -179,7 +188,7 @@ def sizes(width: int, height: int, ladder: Sequence[int]) -> list[tuple[int, int
     :param ladder: pixels of the shorter sides; empty: the video's own.
     """
     short = min(width, height)
-    sides = sorted({min(side, short) for side in ladder or (short,)}, reverse=True)
+    sides = sorted({min(side // 2 * 2, short) for side in ladder or (short,)}, reverse=True)
     return list(dict.fromkeys((_scaled(width, side, short), _scaled(height, side, short)) for side in sides))
 
 
@@ -237,11 +246,13 @@ def _place(job: EncodingJob, rungs: Sequence[Rung], made: Sequence[Rendered], wo
     if job.format == "hls":
         return _place_hls(job, rungs, made, work)
     found = []
-    for rung, one in zip(rungs, made, strict=True):
-        place = _places(job, rung)
-        with base.output_errors(place["path"]):
-            os.replace(one.path, place["path"])
-        found.append(_encoded(rung, one, **place))
+    with contextlib.ExitStack() as together:
+        for rung, one in zip(rungs, made, strict=True):
+            place = _places(job, rung)
+            with base.output_errors(place["path"]):
+                os.replace(one.path, place["path"])
+            together.enter_context(scope.unfinished(place["path"], keep=True))
+            found.append(_encoded(rung, one, **place))
     return found
 
 
