@@ -9,6 +9,7 @@ labels. PyAV has no reader of such texts, hence this one. Source: FFmpeg's manua
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -72,7 +73,8 @@ class Chain(Generic[AnyFrame]):
     def push(self, frame: AnyFrame | None) -> Iterator[AnyFrame]:
         """What comes out when this frame goes in; None: no more will come."""
         try:
-            self._source.push(frame)
+            with contextlib.suppress(EndOfStream):  # filters such as `trim` take no more than they need
+                self._source.push(frame)
             while True:
                 try:
                     out = self._sink.pull()

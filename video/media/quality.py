@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -101,6 +101,8 @@ def measure_quality(
     reference: str | os.PathLike[str] | None = None,
     *,
     offset: float = 0.0,
+    speed: float = 1.0,
+    lead: float = 0.0,
 ) -> Quality:
     """What a video is like, and how near it comes to `reference`.
 
@@ -108,18 +110,23 @@ def measure_quality(
     picture with the one that the reference shows at that time.
 
     :param offset: seconds of the reference at which the video begins, for a part of it.
-    :raises ConfigError: for an `offset` that is no time.
+    :param speed: seconds of the reference that pass in each second of the video.
+    :param lead: seconds for which the video's first picture stands before it goes on.
+    :raises ConfigError: for an `offset` or a `lead` that is no time, or a `speed` that is none.
     :raises SourceNotFound, SourceError: a file cannot be read.
     :raises InvalidMedia, UnsupportedMedia: it has no picture that can be decoded, or no two to compare.
     :raises ItemCancelled: this item has been given up.
     """
-    if not (isinstance(offset, int | float) and math.isfinite(offset) and offset >= 0):
-        raise ConfigError(f"offset is {offset!r}", cure="It takes seconds, 0 or more.")
+    for name, value in (("offset", offset), ("lead", lead)):
+        if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+            raise ConfigError(f"{name} is {value!r}", cure="It takes seconds, 0 or more.")
+    if not (isinstance(speed, int | float) and math.isfinite(speed) and speed > 0):
+        raise ConfigError(f"speed is {speed!r}", cure="It takes a number above 0.")
     with contextlib.ExitStack() as stack:
         container = stack.enter_context(base.open_input(path))
         shown: _Shown | None = None
         if reference is not None:
-            shown = _Shown(stack.enter_context(base.open_input(reference)), offset)
+            shown = _Shown(stack.enter_context(base.open_input(reference)), offset, speed, lead)
         pictures, sound = _Pictures(shown), _Sound(container)
         for time, frame in _frames(container, sound):
             pictures.add(time, frame)
@@ -170,10 +177,14 @@ def _frames(container: InputContainer, sound: _Sound | None = None) -> Iterator[
 class _Shown:
     """The picture of a file that is shown at a time; times must rise."""
 
-    def __init__(self, container: InputContainer, offset: float) -> None:
+    def __init__(
+        self, container: InputContainer, offset: float, speed: float = 1.0, lead: float = 0.0
+    ) -> None:
         self.name = base.source_name(container)
         self._frames = _frames(container)
-        self._offset = offset
+        self._offset, self._speed, self._lead = offset, speed, lead
+        # What is rounded must not show the one before; and new times are rounded to the ticks of their file.
+        self._slack = float(TICK) if (offset, speed, lead) == (0, 1, 0) else ROUNDING_SECONDS
         self._now: VideoFrame | None = None
         self._next: tuple[float, VideoFrame] | None = next(self._frames, None)
         video = base.video_stream(container)
@@ -181,7 +192,7 @@ class _Shown:
 
     def at(self, time: float) -> VideoFrame | None:
         """None: it has ended."""
-        time += self._offset + TICK  # what is rounded must not show the one before
+        time = self._offset + self._speed * max(0.0, time - self._lead) + self._slack
         while self._next is not None and self._next[0] <= time:
             if self._now is not None:
                 self._step = self._next[0] - self._last
@@ -383,6 +394,22 @@ class _Chain:
             last = judge
         last.link_to(self._sink)
         graph.configure()
+
+
+def similarity(pairs: Iterable[tuple[VideoFrame, VideoFrame]]) -> float:
+    """Mean SSIM of pictures, each to the other of its pair at the other's size; 1 is the same.
+
+    :raises ConfigError: there are none.
+    """
+    chain, found = _Chain(("ssim", None)), []
+    for number, (frame, other) in enumerate(pairs):
+        frame.pts = other.pts = number
+        frame.time_base = other.time_base = TICK
+        found += [float(words["lavfi.ssim.All"]) for words in chain.push(frame, other)]
+    found += [float(words["lavfi.ssim.All"]) for words in chain.finish()]
+    if not found:
+        raise ConfigError("there is no pair of pictures", cure="Give one at least.")
+    return sum(found) / len(found)
 
 
 class _Sound:

@@ -1,0 +1,393 @@
+"""Variants of files: grouped so that an input is decoded as rarely as workers and memory allow, run as a
+batch, and told of as plain dicts."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from video import resources
+from video.config import BackendType, ParallelConfig
+from video.errors import ConfigError, ItemCancelled
+from video.events import Event, Kind, Observer, emit, logger
+from video.models import Problem
+from video.outcome import Outcome
+from video.processors._monitor import ResourceMonitor
+from video.processors._names import Book
+from video.runner import Runner
+
+if TYPE_CHECKING:  # with FFmpeg, which is only needed once there is something to do
+    from video.media.transform import Facts
+    from video.media.variants import Made, Wanted
+
+VARIANT_SECONDS = 300.0
+"""How long one variant may take; several that are made together, so many times as long."""
+MOST_TOGETHER = 4
+"""Variants that share a decoder: from one to four, decoding falls from 12 % of the work to 4 %; eight would
+save 1 % more, at twice the memory (benchmarks/bench_variants.py)."""
+WORKER_BYTES = 120e6
+VARIANT_BYTES_A_PIXEL = 110.0
+"""What a worker holds, and each variant that it makes at once besides (benchmarks/bench_variants.py)."""
+USUAL_PIXELS = 1280 * 720
+MEMORY_SHARE = 0.8
+SSIM_FLOOR = 0.9
+FORMATS = ("mp4", "mkv", "mov")
+
+Progress = Callable[[float], object]
+"""Told how much is done, in percent: 0 to 100, never less than before."""
+
+
+class Task(NamedTuple):
+    """Variants of one source that are made together."""
+
+    source: str
+    wanted: tuple[Wanted, ...]
+
+
+def make_variants(task: Task) -> list[Made]:
+    """Do one task, in a worker."""
+    from video.media.variants import make
+
+    return make(task.source, task.wanted)
+
+
+def survey(source: str) -> Facts:
+    """What a source is like, found in a worker, since its header may be damaged."""
+    from video.media.variants import facts_of
+
+    return facts_of(source)
+
+
+def sizes(variants: int, workers: int, most: int) -> list[int]:
+    """How many variants of one input each task makes: few tasks, so that it is decoded rarely, but one for
+    each worker where there is enough, and none of more than `most`; all about alike.
+
+    >>> sizes(8, workers=2, most=4), sizes(5, workers=1, most=4), sizes(2, workers=8, most=4)
+    ([4, 4], [3, 2], [1, 1])
+    """
+    tasks = max(math.ceil(variants / most), min(variants, workers))
+    small, larger = divmod(variants, tasks)
+    return [small + (place < larger) for place in range(tasks)]
+
+
+def together(pixels: int, workers: int, memory: float) -> int:
+    """Variants that a task may make at once, at least 1.
+
+    :param pixels: of a picture.
+    :param workers: that share the memory.
+    :param memory: bytes for all of them.
+    """
+    each = memory / workers - WORKER_BYTES
+    fits = MOST_TOGETHER if math.isinf(each) else int(each / (VARIANT_BYTES_A_PIXEL * max(1, pixels)))
+    return max(1, min(MOST_TOGETHER, fits))
+
+
+class VideoProcessingManager:
+    """Makes variants of files on a number of workers, within a share of the memory.
+
+    :param max_workers: tasks at once; None: as many as the CPUs and the memory have room for.
+    :param memory_limit: share of the memory that is free now, above 0, up to 1, which this program and its
+        workers may fill. Tasks wait for room; a worker that overruns it is ended, and its variants run again
+        alone.
+    :param backend: the engine; AUTO: worker processes.
+    :param timeout: seconds that one variant may take; None: no limit.
+    :param observers: told of every event of a batch, in which each variant is an item.
+    :raises ConfigError: for a value that does not fit.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        memory_limit: float = MEMORY_SHARE,
+        *,
+        backend: BackendType | str = BackendType.AUTO,
+        timeout: float | None = VARIANT_SECONDS,
+        observers: Iterable[Observer] = (),
+    ) -> None:
+        if not isinstance(memory_limit, int | float) or not 0 < memory_limit <= 1:
+            raise ConfigError(f"memory_limit is {memory_limit!r}", cure="It takes a share above 0, up to 1.")
+        self.memory_bytes = memory_limit * resources.free_memory()
+        """That this program and its workers may fill; infinite where nobody knows what is free."""
+        each = WORKER_BYTES + VARIANT_BYTES_A_PIXEL * USUAL_PIXELS
+        fits = max(1, int(min(1e6, self.memory_bytes / each)))
+        self.max_workers = max_workers or min(resources.usable_cpus(), fits)
+        if backend == BackendType.SERIAL:
+            self.max_workers = 1
+        self._timeout = timeout
+        self._observers = tuple(observers)
+        self._config = ParallelConfig(
+            backend=backend,
+            max_workers=self.max_workers if max_workers is None else max_workers,
+            memory_limit_gb=None if math.isinf(self.memory_bytes) else self.memory_bytes / 2**30,
+            chunk_size=1,
+            # Encoders that share their work among other numbers of threads write other bytes.
+            threads_per_worker=1,
+            preload=("video.media.variants",),
+            timeout=None if backend == BackendType.SERIAL else timeout,
+        )
+
+    def process_variants_parallel(
+        self,
+        input_files: Iterable[str | os.PathLike[str]],
+        output_dir: str | os.PathLike[str],
+        variants_per_file: int = 5,
+        strategy: str = "standard",
+        *,
+        seed: int = 0,
+        progress_callback: Progress | None = None,
+        ssim_floor: float = SSIM_FLOOR,
+        format: str = "mp4",
+    ) -> list[dict[str, Any]]:
+        """Make variants of each input, in `output_dir`, called `NAME-variant-01.mp4` and so on.
+
+        The same seed gives the same variants on every engine; the numbers of variants make them differ.
+
+        :param input_files: local videos.
+        :param strategy: see `video.media.strategies`.
+        :param progress_callback: told the percentage that is done.
+        :param ssim_floor: of `enhanced_metrics`: SSIM to the source that each variant keeps, between 0 and 1.
+        :param format: mp4, mkv or mov.
+        :return: a dict for each variant, in order: `variant_id`, `status` ("completed" or "failed"),
+            `processing_time` (seconds; of what was made together, an equal part), `file_size` (bytes),
+            `output_path`, `input_path`, `strategy`, `seed`, `transformations` (dicts of `name`, `layer`,
+            `parameters`), `measures`, and `error` (None, or its words). One that failed stops no other.
+        :raises ConfigError: for an argument that does not fit.
+        """
+        inputs = [os.path.abspath(one) for one in input_files]
+        _check(inputs, variants_per_file, strategy, seed, ssim_floor, format)
+        from video.media.variants import Wanted
+
+        floor = ssim_floor if strategy == "enhanced_metrics" else None
+        folder = Path(os.path.abspath(output_dir))
+        names = Namer(folder, inputs)
+        row = []
+        for source in inputs:
+            outputs = names.outputs(source, variants_per_file, format)
+            row += [
+                (source, Wanted(path, strategy, seed, number, floor=floor))
+                for number, path in enumerate(outputs, 1)
+            ]
+        return self.run(row, progress_callback)
+
+    def run(
+        self, row: Sequence[tuple[str, Wanted]], progress_callback: Progress | None = None
+    ) -> list[dict[str, Any]]:
+        """Make variants that are chosen already.
+
+        :param row: the source of each, and what is wanted of it; those of one source stand together.
+        :return: as `process_variants_parallel`.
+        """
+        watch = _Watch(len(row), self._observers, progress_callback)
+        places: dict[str, list[int]] = {}
+        for place, (source, _) in enumerate(row):
+            places.setdefault(source, []).append(place)
+        made: dict[int, Made] = {}
+        with Runner(self._timed(self._largest(places)), observers=[watch]) as runner:
+            surveys = runner.map(survey, list(places), isolate=True)
+            groups: list[list[int]] = []
+            for (source, mine), found in zip(places.items(), surveys, strict=True):
+                if found.error is not None:
+                    made.update((place, _lost(found.error, source)) for place in mine)
+                    watch.give_up(mine, found.error)
+                else:
+                    assert found.value is not None
+                    groups += self._groups(mine, found.value, len(places))
+            alone = self._batch(runner, row, groups, made, watch, again=True)
+        if alone:
+            with Runner(self._timed(1), observers=[watch]) as runner:
+                self._batch(runner, row, alone, made, watch, again=False)
+        watch.end()
+        return [_told(source, wanted, made[place]) for place, (source, wanted) in enumerate(row)]
+
+    def _batch(
+        self,
+        runner: Runner,
+        row: Sequence[tuple[str, Wanted]],
+        groups: list[list[int]],
+        made: dict[int, Made],
+        watch: _Watch,
+        *,
+        again: bool,
+    ) -> list[list[int]]:
+        """Run groups of variants; what they came to goes to `made`.
+
+        :param again: a group that is lost as a whole is no failure of its members.
+        :return: those, each in a group of its own.
+        """
+        watch.begin(groups)
+        tasks = [Task(row[group[0]][0], tuple(row[place][1] for place in group)) for group in groups]
+        alone: list[list[int]] = []
+        for outcome in runner.stream(make_variants, tasks, ordered=False, isolate=True):
+            group = groups[outcome.index]
+            if outcome.error is None:
+                assert outcome.value is not None
+                made.update(zip(group, outcome.value, strict=True))
+                watch.tell(group, outcome)
+            elif again and len(group) > 1 and not isinstance(outcome.error, ItemCancelled):
+                logger.warning("%d variants run again, each alone: %s", len(group), outcome.error)
+                alone += [[place] for place in group]
+            else:
+                source = row[group[0]][0]
+                made.update((place, _lost(outcome.error, source, outcome.seconds)) for place in group)
+                watch.give_up(group, outcome.error)
+        watch.begin([])
+        return alone
+
+    def _timed(self, largest: int) -> ParallelConfig:
+        """:param largest: group; it has as long as its variants have together."""
+        config = self._config
+        return config if config.timeout is None else replace(config, timeout=config.timeout * largest)
+
+    def _largest(self, places: Mapping[str, Sequence[int]]) -> int:
+        each = math.ceil(self.max_workers / max(1, len(places)))
+        return max((max(sizes(len(mine), each, MOST_TOGETHER)) for mine in places.values()), default=1)
+
+    def _groups(self, places: Sequence[int], facts: Facts, inputs: int) -> Iterator[list[int]]:
+        """The variants of one input, as they are made together.
+
+        :param inputs: that share the workers.
+        """
+        most = together(facts.width * facts.height, self.max_workers, self.memory_bytes)
+        left = iter(places)
+        for size in sizes(len(places), math.ceil(self.max_workers / inputs), most):
+            yield [next(left) for _ in range(size)]
+
+    def resource_monitor(self) -> ResourceMonitor:
+        """A context manager that looks at CPU and memory of this program and its workers, and at their peaks;
+        leaving it collects what the block has left."""
+        return ResourceMonitor()
+
+
+class Namer:
+    """Names of variants in one folder, which no other video's variants have, nor an input."""
+
+    def __init__(self, folder: Path, inputs: Iterable[str]) -> None:
+        self._folder = folder
+        self._book: Book | None = None
+        self._inputs = set(map(os.path.realpath, inputs))
+
+    def outputs(self, source: str, count: int, format: str) -> list[Path]:
+        """:raises OutputError: the names cannot be written down."""
+        if self._book is None:
+            self._book = Book(self._folder)
+        real = os.path.realpath(self._folder)
+
+        def paths(name: str) -> list[str]:
+            return [
+                os.path.join(real, f"{name}-variant-{number:02d}.{format}") for number in range(1, count + 1)
+            ]
+
+        name = self._book.name(
+            Path(source).stem,
+            os.path.realpath(source),
+            f"variants {format}",
+            clash=lambda name: any(path in self._inputs for path in paths(name)),
+            there=lambda name: any(map(os.path.lexists, paths(name))),
+        )
+        return [self._folder / os.path.basename(path) for path in paths(name)]
+
+
+class _Watch:
+    """Hears of groups from the runner, and tells of variants: observers, and who asked for percentages."""
+
+    def __init__(self, total: int, observers: tuple[Observer, ...], progress: Progress | None) -> None:
+        self._total = total
+        self._observers = observers
+        self._progress = progress
+        self._groups: list[list[int]] = []
+        self._done = [0.0] * total
+        self._told = -1.0
+        self._lock = threading.Lock()
+
+    def begin(self, groups: list[list[int]]) -> None:
+        """What the items of the next batch are."""
+        self._groups = groups
+
+    def __call__(self, event: Event) -> None:
+        if event.kind is not Kind.ITEM_PROGRESS or event.index is None or event.index >= len(self._groups):
+            return
+        for place in self._groups[event.index]:
+            self._done[place] = max(self._done[place], min(1.0, event.fraction or 0.0))
+            emit(self._observers, replace(event, index=place))
+        self._percent()
+
+    def tell(self, group: Sequence[int], outcome: Outcome[list[Made]]) -> None:
+        """A group has ended."""
+        for place, made in zip(group, outcome.value or (), strict=True):
+            self._one(place, made.error is not None)
+
+    def give_up(self, group: Sequence[int], error: BaseException) -> None:
+        for place in group:
+            self._one(place, failed=True)
+
+    def end(self) -> None:
+        """All is done."""
+        self._done = [1.0] * self._total
+        self._percent()
+
+    def _one(self, place: int, failed: bool) -> None:
+        kind = Kind.ITEM_FAILED if failed else Kind.ITEM_FINISHED
+        self._done[place] = 1.0
+        emit(self._observers, Event(kind, "", self._total, index=place))
+        self._percent()
+
+    def _percent(self) -> None:
+        if self._progress is None:
+            return
+        with self._lock:  # workers report at the same time
+            percent = min(100.0, 100.0 * sum(self._done) / max(1, self._total))
+            if percent <= self._told:
+                return
+            self._told = percent
+            try:
+                self._progress(percent)
+            except Exception:  # noqa: BLE001  # the caller's own, which must not end the batch
+                logger.exception("progress_callback failed at %.0f %%", percent)
+
+
+def _check(inputs: Sequence[str], count: int, strategy: str, seed: int, floor: float, format: str) -> None:
+    from video.media.strategies import COUNTS
+
+    if not inputs:
+        raise ConfigError("there are no input files", cure="Give one at least.")
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 1000:
+        raise ConfigError(f"the number of variants is {count!r}", cure="It takes 1 to 1000.")
+    if strategy not in COUNTS:
+        raise ConfigError(f"is {strategy!r}", subject="strategy", cure=f"Use one of: {', '.join(COUNTS)}.")
+    if not isinstance(seed, int):
+        raise ConfigError(f"seed is {seed!r}", cure="It takes a whole number.")
+    if not 0 < floor < 1:
+        raise ConfigError(f"ssim_floor is {floor!r}", cure="It takes a number above 0 and below 1.")
+    if format not in FORMATS:
+        raise ConfigError(f"is {format!r}", subject="format", cure=f"Use one of: {', '.join(FORMATS)}.")
+
+
+def _lost(error: BaseException, source: str, seconds: float = 0.0) -> Made:
+    """What became of a variant whose task has failed."""
+    from video.errors import VideoError
+    from video.media.variants import Made
+
+    if isinstance(error, VideoError) and error.subject is None:
+        error.subject = source  # a time limit or a dead worker does not know what it was about
+    return Made(error=Problem.of(error), seconds=seconds)
+
+
+def _told(source: str, wanted: Wanted, made: Made) -> dict[str, Any]:
+    return {
+        "variant_id": wanted.output.stem,
+        "status": "completed" if made.error is None else "failed",
+        "processing_time": made.seconds,
+        "file_size": made.bytes,
+        "output_path": str(wanted.output),
+        "input_path": source,
+        "strategy": wanted.strategy,
+        "seed": wanted.seed,
+        "transformations": [one.as_dict() for one in made.chosen],
+        "measures": made.measures,
+        "error": None if made.error is None else made.error.message,
+    }
