@@ -23,6 +23,9 @@ if TYPE_CHECKING:  # a worker process starts faster without typing
     from video.processors.clip import VideoClipProcessor
     from video.processors.encoding import VideoEncodingProcessor
     from video.processors.presets import create_high_performance_processor
+    from video.processors.service import FFmpegTransformationService
+    from video.processors.transformations import ConcurrentTransformationEngine
+    from video.processors.variants import VideoProcessingManager
     from video.registry import register_backend
     from video.runner import Runner
 
@@ -32,8 +35,10 @@ _HOMES = {
     "BackendType": "video.config",
     "Clip": "video.models",
     "Checkpoint": "video.policies.checkpoint",
+    "ConcurrentTransformationEngine": "video.processors.transformations",
     "DistributedRateLimiter": "video.policies.rate",
     "Encoded": "video.models",
+    "FFmpegTransformationService": "video.processors.service",
     "HashBasedDeduplicator": "video.dedup",
     "MediaDeduplicationStats": "video.dedup",
     "Outcome": "video.outcome",
@@ -46,6 +51,7 @@ _HOMES = {
     "VideoEncodingProcessor": "video.processors.encoding",
     "VideoEncodingRequest": "video.models",
     "VideoEncodingResponse": "video.models",
+    "VideoProcessingManager": "video.processors.variants",
     "create_high_performance_processor": "video.processors.presets",
     "executor": "video.futures",
     "register_backend": "video.registry",
@@ -56,8 +62,10 @@ __all__ = [
     "BackendType",
     "Checkpoint",
     "Clip",
+    "ConcurrentTransformationEngine",
     "DistributedRateLimiter",
     "Encoded",
+    "FFmpegTransformationService",
     "HashBasedDeduplicator",
     "MediaDeduplicationStats",
     "Outcome",
@@ -70,6 +78,7 @@ __all__ = [
     "VideoEncodingProcessor",
     "VideoEncodingRequest",
     "VideoEncodingResponse",
+    "VideoProcessingManager",
     "create_high_performance_processor",
     "executor",
     "register_backend",

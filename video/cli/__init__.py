@@ -19,6 +19,7 @@ COMMANDS = {
     "probe": "video.cli.probe:probe",
     "compare": "video.cli.compare:compare",
     "sheet": "video.cli.sheet:sheet",
+    "variants": "video.cli.variants:variants",
     "backends": "video.cli.backends:backends",
     "check-backend": "video.cli.check_backend:check_backend",
     "calibrate": "video.cli.calibrate:calibrate",
@@ -56,6 +57,7 @@ def cli() -> None:
       video probe talk.mp4                         what a file holds
       video compare small.mp4 talk.mp4             how near one comes to the other
       video sheet talk.mp4                         one picture of what a video shows
+      video variants talk.mp4 --count 5            versions that differ in many small ways
       video check-backend process                  whether an engine keeps its promises
 
     Exit codes: 0 all went well, 1 some items failed, 2 wrong usage, 130 stopped by Ctrl-C.

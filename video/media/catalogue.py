@@ -71,17 +71,17 @@ _ALL = (
     Transformation(
         "downscale", "geometry", (("share", Range(0.75, 0.94, 1.0)),),
         geometry=True, place="downscale", keeps=("share", "share"), family="scale", cost=1.2,
-        picture="scale=2*floor(iw*{share}/2):2*floor(ih*{share}/2)",
+        picture="scale=2*floor(iw*{share}/2):2*floor(ih*{share}/2),setsar=1",
     ),
     Transformation(
         "squeeze", "geometry", (("share", Range(0.96, 0.99, 1.0)),),
         geometry=True, place="downscale", keeps=("share",), family="scale", cost=0.84,
-        picture="scale=2*floor(iw*{share}/2):ih",
+        picture="scale=2*floor(iw*{share}/2):ih,setsar=1",
     ),
     Transformation(
         "flatten", "geometry", (("share", Range(0.96, 0.99, 1.0)),),
         geometry=True, place="downscale", keeps=("share",), family="scale", cost=0.99,
-        picture="scale=iw:2*floor(ih*{share}/2)",
+        picture="scale=iw:2*floor(ih*{share}/2),setsar=1",
     ),
     # Geometry that costs. What turns is cropped to what is full of picture.
     Transformation("mirror", "geometry", geometry=True, space="yuv", cost=0.2, picture="hflip"),
@@ -165,7 +165,7 @@ _ALL = (
         family="chroma", picture="chromashift=cbh={pixels}:crh={-pixels}",
     ),
     Transformation(
-        "vignette", "texture", (("angle", Range(0.25, 0.4, 0.0)),), space="yuv", cost=2.8,
+        "vignette", "texture", (("angle", Range(0.22, 0.36, 0.0)),), space="yuv", cost=2.8,
         picture="vignette={angle}:dither=0",
     ),
     Transformation(
@@ -175,8 +175,8 @@ _ALL = (
     ),
     Transformation(
         "colour_grain", "texture",
-        (("strength", Range(2, 5, 0.0, digits=0)), ("seed", Range(1, 9999, digits=0))), space="yuv", cost=0.25,
-        picture="noise=c1s={strength}:c2s={strength}:c1f=t:c2f=t:all_seed={seed}",
+        (("strength", Range(2, 5, 0.0, digits=0)), ("seed", Range(1, 9999, digits=0))),
+        space="yuv", cost=0.25, picture="noise=c1s={strength}:c2s={strength}:c1f=t:c2f=t:all_seed={seed}",
     ),
     # Pictures together with their neighbours.
     Transformation(
@@ -209,9 +209,10 @@ _ALL = (
         picture="colorchannelmixer=rr={1-bleed}:rg={bleed}:gg={1-bleed}:gb={bleed}:bb={1-bleed}:br={bleed}",
     ),
     # Of the whole result: when it begins and ends to be seen.
+    # A first picture that is all black would be what players show of the file.
     Transformation(
         "fade_in", "time", (("fade", Range(0.2, 0.7, 0.0, digits=2, length_share=0.06)),), space="yuv",
-        place="last", cost=0.12, picture="fade=in:st=0:d={fade}", sound="afade=in:st=0:d={fade}",
+        place="last", cost=0.3, picture="hue=b='-2*(1-min(t/{fade},1))'", sound="afade=in:st=0:d={fade}",
     ),
     Transformation(
         "fade_out", "time", (("fade", Range(0.2, 0.7, 0.0, digits=2, length_share=0.06)),), space="yuv",
@@ -330,7 +331,7 @@ def usable(one: Transformation) -> Transformation | None:
 
 def builds(one: Transformation) -> bool:
     """Whether its texts work here, found by building graphs from them and sending a frame through."""
-    middle = Chosen(one, tuple((name, (span.low + span.high) / 2) for name, span in one.ranges))
+    middle = Chosen(one, tuple((name, span.middle) for name, span in one.ranges))
     picture = VideoFrame(TRIED.width, TRIED.height, "gbrp" if one.space == "rgb" else "yuv420p")
     sound = AudioFrame("fltp", "stereo", 1024)
     sound.sample_rate = TRIED.sample_rate

@@ -278,6 +278,8 @@ class PictureWriter:
         assert first.time_base is not None
         self.tick = first.time_base
         self._held: tuple[int, VideoFrame] | None = None
+        self._durations: dict[int, int] = {}
+        """Of pictures that the encoder still has, by their times."""
         self._key_seconds = encoding.key_seconds
         self._next_key = Fraction(0)
         threads = scope.native_threads() if threads is None else threads
@@ -316,7 +318,14 @@ class PictureWriter:
         """Write what is left; the last picture ends at `end`."""
         if self._held is not None:
             self._encode(*self._held, end - self._held[0])
-        self._out.mux(self._stream.encode(None))
+        self._mux(None)
+
+    def _mux(self, frame: VideoFrame | None) -> None:
+        packets = self._stream.encode(frame)
+        for packet in packets:
+            # Encoders leave it out, and the muxer's guess from the rate is wrong where that varies.
+            packet.duration = self._durations.pop(packet.pts or 0, packet.duration or 0)
+        self._out.mux(packets)
 
     def _encode(self, pts: int, frame: VideoFrame, duration: int) -> None:
         # All of it each time: several encoders may have the same frame.
@@ -327,7 +336,8 @@ class PictureWriter:
         if self._key_seconds is not None and pts * self.tick >= self._next_key:
             frame.pict_type = PictureType.I
             self._next_key = (pts * self.tick // self._key_seconds + 1) * self._key_seconds
-        self._out.mux(self._stream.encode(frame))
+        self._durations[pts] = duration
+        self._mux(frame)
         self.first = pts if self.first is None else self.first
         self.last = pts
         self.frames += 1

@@ -27,9 +27,9 @@ COUNTS: Mapping[Strategy, tuple[int, int]] = {
     "enhanced_metrics": (9, 16),
 }
 """How many transformations are drawn, least and most."""
-BUDGET = 14.0
-"""Milliseconds of CPU time for a 720p frame that the filters of one variant take at most, about twice what
-decoding and encoding do: what would go beyond is passed over."""
+BUDGET = 8.0
+"""Milliseconds of CPU time for a 720p frame that the filters of one variant take at most, about what decoding
+and encoding do: what would go beyond is passed over."""
 SOFTER = 0.5
 """What is too strong is tried at this share of its strength, and again at this share of that."""
 TRIES = 3

@@ -70,6 +70,10 @@ class Range:
                 f"a range goes from {self.low:g} to {self.high:g}", cure="Give the low end first."
             )
 
+    @property
+    def middle(self) -> float:
+        return round((self.low + self.high) / 2, self.digits)
+
     def draw(self, dice: random.Random, facts: Facts) -> float:
         value = dice.uniform(self.low, self.high)
         if self.length_share is not None:

@@ -155,7 +155,8 @@ class VideoProcessingManager:
         :return: a dict for each variant, in order: `variant_id`, `status` ("completed" or "failed"),
             `processing_time` (seconds; of what was made together, an equal part), `file_size` (bytes),
             `output_path`, `input_path`, `strategy`, `seed`, `transformations` (dicts of `name`, `layer`,
-            `parameters`), `measures`, and `error` (None, or its words). One that failed stops no other.
+            `parameters`), `measures`, `error` (None, or its words) and `traceback`. One that failed stops no
+            other.
         :raises ConfigError: for an argument that does not fit.
         """
         inputs = [os.path.abspath(one) for one in input_files]
@@ -390,4 +391,5 @@ def _told(source: str, wanted: Wanted, made: Made) -> dict[str, Any]:
         "transformations": [one.as_dict() for one in made.chosen],
         "measures": made.measures,
         "error": None if made.error is None else made.error.message,
+        "traceback": "" if made.error is None else made.error.traceback,
     }

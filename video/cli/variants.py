@@ -1,0 +1,184 @@
+"""`video variants`: versions of videos that differ in many small ways."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from video.cli.common import (
+    SOME_FAILED_EXIT,
+    STOPPED_EXIT,
+    counted,
+    engine_options,
+    go_on,
+    machine_reads,
+    output,
+    people,
+    say,
+)
+from video.cli.inputs import expand
+from video.sources.base import readable
+
+EXAMPLES = """\b
+Examples:
+  video variants talk.mp4                          five variants in variants/
+  video variants films/ --count 3 --strategy seven_layer --workers 2
+  video variants talk.mp4 --strategy enhanced_metrics --ssim-floor 0.95
+  video variants talk.mp4 --seed 7 --dry-run       shows the plans, writes nothing
+  video variants talk.mp4 --count 8 --json > variants.jsonl
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path())
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("variants"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder for the variants; made if it is missing.",
+)
+@click.option(
+    "--count",
+    "-n",
+    type=click.IntRange(1, 1000),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Variants of each video.",
+)
+@click.option(
+    "--strategy",
+    type=click.Choice(["standard", "seven_layer", "enhanced_metrics"]),
+    default="standard",
+    show_default=True,
+    help="standard: 16 to 24 random transformations; seven_layer: 9 to 16, some of each of seven layers; "
+    "enhanced_metrics: those with which the picture stays near its source, as measured.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, metavar="N", help="The same seed, the same variants."
+)
+@click.option(
+    "--ssim-floor",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.9,
+    show_default=True,
+    metavar="SSIM",
+    help="Of enhanced_metrics: how near each variant stays; 1 is the same.",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["mp4", "mkv", "mov"]),
+    default="mp4",
+    show_default=True,
+    help="Container of the variants.",
+)
+@engine_options
+@click.option(
+    "--json",
+    is_flag=True,
+    help="One JSON object a variant, in order, once all are done.  [default when piped]",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be done to each, and write nothing.")
+@click.option("--debug", is_flag=True, help="Show tracebacks of what fails.")
+def variants(
+    inputs: tuple[str, ...], out: Path, count: int, strategy: str, seed: int, ssim_floor: float, format_: str,
+    backend: str, workers: int | None, timeout: float | None, json: bool, dry_run: bool, debug: bool,
+) -> int:  # fmt: skip
+    """Make variants of videos, for tests of what people like best, other formats, or training data.
+
+    INPUT is a file, a folder, a glob in quotes, @FILE (a list, one name a line), or - (a list on standard
+    input). --timeout is that of one variant; without it, five minutes.
+    """
+    sources, notes = expand(inputs, leave_out=out)
+    if not sources:
+        raise click.UsageError("; ".join(notes) or "the list names no video")
+    for note in notes:
+        say(people(), note, "failed:")
+    if dry_run:
+        return max(preview(sources, count, strategy, seed), SOME_FAILED_EXIT if notes else 0)
+
+    from video.processors.variants import VARIANT_SECONDS, VideoProcessingManager
+    from video.telemetry.progress import ProgressBars
+
+    console = people()
+    names = [
+        f"{readable(Path(source).name)} {number}" for source in sources for number in range(1, count + 1)
+    ]
+    try:
+        with ProgressBars("variants", names, console) as bars:
+            manager = VideoProcessingManager(
+                workers, backend=backend, timeout=timeout or VARIANT_SECONDS, observers=[bars]
+            )
+            found = manager.process_variants_parallel(
+                sources, out, count, strategy, seed=seed, ssim_floor=ssim_floor, format=format_
+            )
+            go_on()
+    except KeyboardInterrupt:
+        say(console, f"stopped; variants that were whole stay in {out}")
+        return STOPPED_EXIT
+    if machine_reads(json):
+        for one in found:
+            click.echo(json_module.dumps(one if debug else one | {"traceback": ""}))
+    else:
+        show(found, output(), out)
+    failed = [one for one in found if one["error"] is not None]
+    for one in failed:
+        say(console, f"{one['variant_id']}: {one['error']}", "failed:")
+        if debug and one["traceback"]:
+            say(console, one["traceback"])
+    return SOME_FAILED_EXIT if failed or notes else 0
+
+
+def preview(sources: Sequence[str], count: int, strategy: str, seed: int) -> int:
+    """Print the plan of each variant; the exit code."""
+    from video.errors import VideoError
+    from video.media import fuse, strategies
+    from video.media.variants import facts_of
+
+    code = 0
+    for source in sources:
+        try:
+            facts = facts_of(source)
+            for number in range(1, count + 1):
+                chosen = strategies.choose(strategy, facts, seed, number)
+                click.echo(f"variant {number}: {fuse.fuse(chosen, facts)}")
+        except VideoError as error:
+            say(people(), str(error), "failed:")
+            code = SOME_FAILED_EXIT
+    if strategy == "enhanced_metrics":
+        say(
+            people(), "these are as drawn: what harms the picture is softened or left out when it is measured"
+        )
+    return code
+
+
+def show(found: Sequence[dict[str, Any]], console: Console, out: Path) -> None:
+    """A table for a person."""
+    from rich.table import Table
+
+    measured = any("ssim" in one["measures"] for one in found)
+    table = Table(box=None, pad_edge=False)
+    for head in ("variant", "transformations", "size", "seconds", "MB", *(("SSIM",) if measured else ())):
+        table.add_column(head, justify="left" if head == "variant" else "right")
+    for one in found:
+        measures = one["measures"]
+        if one["error"] is not None:
+            continue
+        cells = [
+            readable(one["variant_id"]), str(len(one["transformations"])),
+            f"{measures['width']}x{measures['height']}", f"{measures['seconds']:.2f}",
+            f"{one['file_size'] / 1e6:.1f}",
+        ]  # fmt: skip
+        table.add_row(*cells, *((f"{measures['ssim']:.3f}",) if measured else ()))
+    console.print(table)
+    done = sum(one["error"] is None for one in found)
+    say(console, f"{counted(done, 'variant')} of {len(found)} in {out}")
