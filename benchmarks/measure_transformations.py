@@ -33,7 +33,7 @@ def pictures(source: Path, space: str) -> list[VideoFrame]:
     with av.open(str(source)) as container:
         found = []
         for frame in container.decode(video=0):
-            found.append(frame.reformat(format="gbrp" if space == "rgb" else "yuv420p"))
+            found.append(frame.reformat(format="rgb24" if space == "rgb" else "yuv420p"))
             if len(found) == PICTURES:
                 return found
     raise SystemExit("the source is too short")

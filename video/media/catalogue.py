@@ -47,12 +47,12 @@ _ALL = (
     # Geometry that leaves fewer pixels, and rates that leave fewer pictures.
     Transformation(
         "crop", "geometry", (("share", Range(0.95, 0.985, 1.0)), ("x", _ANYWHERE), ("y", _ANYWHERE)),
-        geometry=True, place="crop", keeps=("share", "share"), family="crop", cost=0,
+        geometry=True, place="crop", keeps=("share", "share"), family="crop", cost=0.0045,
         picture="crop=2*floor(iw*{share}/2):2*floor(ih*{share}/2):(iw-ow)*{x}:(ih-oh)*{y}",
     ),
     Transformation(
         "crop_drift", "geometry", (("share", Range(0.95, 0.98, 1.0)), ("pace", Range(0.2, 0.6))),
-        geometry=True, place="crop", keeps=("share", "share"), family="crop", cost=0,
+        geometry=True, place="crop", keeps=("share", "share"), family="crop", cost=0.0046,
         picture="crop=2*floor(iw*{share}/2):2*floor(ih*{share}/2):(iw-ow)*(0.5+0.5*sin(t*{pace})):(ih-oh)/2",
     ),
     Transformation(
@@ -62,7 +62,7 @@ _ALL = (
     ),
     Transformation(
         "frame_rate", "frame", (("share", Range(0.8, 0.96, 1.0)),),
-        place="rate", keeps=("share",), family="rate", cost=0.021, picture="fps={rate*share}",
+        place="rate", keeps=("share",), family="rate", cost=0.019, picture="fps={rate*share}",
     ),
     Transformation(
         "skip_frames", "frame", (("each", Range(12, 40, digits=0)),),
@@ -75,85 +75,85 @@ _ALL = (
     ),
     Transformation(
         "squeeze", "geometry", (("share", Range(0.96, 0.99, 1.0)),),
-        geometry=True, place="downscale", keeps=("share",), family="scale", cost=0.84,
+        geometry=True, place="downscale", keeps=("share",), family="scale", cost=0.77,
         picture="scale=2*floor(iw*{share}/2):ih,setsar=1",
     ),
     Transformation(
         "flatten", "geometry", (("share", Range(0.96, 0.99, 1.0)),),
-        geometry=True, place="downscale", keeps=("share",), family="scale", cost=0.99,
+        geometry=True, place="downscale", keeps=("share",), family="scale", cost=0.85,
         picture="scale=iw:2*floor(ih*{share}/2),setsar=1",
     ),
     # Geometry that costs. What turns is cropped to what is full of picture.
-    Transformation("mirror", "geometry", geometry=True, space="yuv", cost=0.2, picture="hflip"),
+    Transformation("mirror", "geometry", geometry=True, space="yuv", cost=0.23, picture="hflip"),
     Transformation(
         "tilt", "geometry", (("degrees", Range(-1.2, 1.2, 0.0, digits=2)),),
-        geometry=True, space="yuv", cost=15,
+        geometry=True, space="yuv", cost=13,
         picture="rotate={degrees}*PI/180,crop="
         "2*floor(iw/(1+(iw/ih+ih/iw)*sin(abs({degrees})*PI/180))/2):"
         "2*floor(ih/(1+(iw/ih+ih/iw)*sin(abs({degrees})*PI/180))/2)",
     ),
     Transformation(
         "lens", "geometry", (("bend", Range(-0.06, -0.01, 0.0)),),
-        geometry=True, space="yuv", cost=10, picture="lenscorrection=k1={bend}:i=bilinear",
+        geometry=True, space="yuv", cost=9.2, picture="lenscorrection=k1={bend}:i=bilinear",
     ),
     # Colour, in YUV.
     Transformation(
-        "brightness", "colour", (("light", Range(-0.03, 0.04, 0.0)),), space="yuv", cost=0.9,
+        "brightness", "colour", (("light", Range(-0.03, 0.04, 0.0)),), space="yuv", cost=0.54,
         picture="eq=brightness={light}", fallback="lutyuv=y=val+{219*light}",
     ),
     Transformation(
-        "contrast", "colour", (("gain", Range(0.93, 1.08, 1.0)),), space="yuv", cost=0.83,
+        "contrast", "colour", (("gain", Range(0.93, 1.08, 1.0)),), space="yuv", cost=0.6,
         picture="eq=contrast={gain}", fallback="lutyuv=y=(val-126)*{gain}+126",
     ),
     Transformation(
-        "gamma", "colour", (("gamma", Range(0.92, 1.1, 1.0)),), space="yuv", cost=0.83,
+        "gamma", "colour", (("gamma", Range(0.92, 1.1, 1.0)),), space="yuv", cost=0.55,
         picture="eq=gamma={gamma}", fallback="lutyuv=y=gammaval({1/gamma})",
     ),
     Transformation(
-        "saturation", "colour", (("gain", Range(0.85, 1.18, 1.0)),), space="yuv", cost=0.41,
+        "saturation", "colour", (("gain", Range(0.85, 1.18, 1.0)),), space="yuv", cost=0.31,
         picture="eq=saturation={gain}", fallback="hue=s={gain}",
     ),
     Transformation(
-        "hue", "colour", (("degrees", Range(-6.0, 6.0, 0.0, digits=1)),), space="yuv", cost=0.44,
+        "hue", "colour", (("degrees", Range(-6.0, 6.0, 0.0, digits=1)),), space="yuv", cost=0.32,
         picture="hue=h={degrees}",
     ),
     Transformation(
-        "warmth", "colour", (("warmth", Range(-4.0, 5.0, 0.0, digits=1)),), space="yuv", cost=0.94,
+        "warmth", "colour", (("warmth", Range(-4.0, 5.0, 0.0, digits=1)),), space="yuv", cost=0.59,
         picture="lutyuv=u=val-{warmth}:v=val+{0.8*warmth}",
     ),
     Transformation(
-        "tint", "colour", (("magenta", Range(-2.5, 2.5, 0.0, digits=1)),), space="yuv", cost=0.93,
+        "tint", "colour", (("magenta", Range(-2.5, 2.5, 0.0, digits=1)),), space="yuv", cost=0.57,
         picture="lutyuv=u=val+{magenta}:v=val+{magenta}",
     ),
     Transformation(
-        "faded_black", "colour", (("lift", Range(2.0, 10.0, 0.0, digits=1)),), space="yuv", cost=1,
+        "faded_black", "colour", (("lift", Range(2.0, 10.0, 0.0, digits=1)),), space="yuv", cost=0.6,
         picture="lutyuv=y=val+{lift}*(1-val/235)",
     ),
     Transformation(
-        "soft_white", "colour", (("drop", Range(2.0, 12.0, 0.0, digits=1)),), space="yuv", cost=0.64,
+        "soft_white", "colour", (("drop", Range(2.0, 12.0, 0.0, digits=1)),), space="yuv", cost=0.57,
         picture="lutyuv=y=val-{drop}*(val-16)/219",
     ),
     Transformation(
         "cast", "colour",
-        (("shadows", Range(-0.02, 0.02, 0.0)), ("lights", Range(-0.02, 0.02, 0.0))), space="yuv", cost=0.5,
+        (("shadows", Range(-0.02, 0.02, 0.0)), ("lights", Range(-0.02, 0.02, 0.0))), space="yuv", cost=0.51,
         picture="colorcorrect=rl={shadows}:bl={-shadows}:rh={lights}:bh={-lights}",
     ),
     # Texture, in YUV: what smooths before what adds detail, grain last.
     Transformation(
-        "denoise", "texture", (("strength", Range(1.0, 3.0, 0.0, digits=1)),), space="yuv", cost=2.1,
+        "denoise", "texture", (("strength", Range(1.0, 3.0, 0.0, digits=1)),), space="yuv", cost=2,
         family="smooth", picture="hqdn3d={strength}",
         fallback="atadenoise=0a={strength/100}:0b={strength/50}:s=5",
     ),
     Transformation(
-        "soften", "texture", (("radius", Range(0.3, 0.6, 0.0, digits=2)),), space="yuv", cost=1.4,
+        "soften", "texture", (("radius", Range(0.3, 0.6, 0.0, digits=2)),), space="yuv", cost=1.5,
         family="edges", picture="gblur={radius}:steps=1:planes=1",
     ),
     Transformation(
-        "chroma_blur", "texture", (("radius", Range(1.0, 3.0, digits=0)),), space="yuv", cost=0.9,
+        "chroma_blur", "texture", (("radius", Range(1.0, 3.0, digits=0)),), space="yuv", cost=0.94,
         family="chroma", picture="boxblur=lr=0:cr={radius}", fallback="avgblur={radius}:planes=6",
     ),
     Transformation(
-        "sharpen", "texture", (("amount", Range(0.2, 0.6, 0.0, digits=2)),), space="yuv", cost=3.6,
+        "sharpen", "texture", (("amount", Range(0.2, 0.6, 0.0, digits=2)),), space="yuv", cost=3.2,
         family="edges", picture="unsharp=3:3:{amount}:3:3:0",
     ),
     Transformation(
@@ -161,43 +161,43 @@ _ALL = (
         family="smooth", picture="gradfun={strength}:8",
     ),
     Transformation(
-        "colour_fringe", "texture", (("pixels", Range(1, 2, 0.0, digits=0)),), space="yuv", cost=0.4,
+        "colour_fringe", "texture", (("pixels", Range(1, 2, 0.0, digits=0)),), space="yuv", cost=0.38,
         family="chroma", picture="chromashift=cbh={pixels}:crh={-pixels}",
     ),
     Transformation(
-        "vignette", "texture", (("angle", Range(0.22, 0.36, 0.0)),), space="yuv", cost=2.8,
+        "vignette", "texture", (("angle", Range(0.22, 0.36, 0.0)),), space="yuv", cost=2.1,
         picture="vignette={angle}:dither=0",
     ),
     Transformation(
         "grain", "texture",
         (("strength", Range(2, 4, 0.0, digits=0)), ("seed", Range(1, 9999, digits=0))), space="yuv",
-        cost=0.24, picture="noise=c0s={strength}:c0f=t:all_seed={seed}",
+        cost=0.16, picture="noise=c0s={strength}:c0f=t:all_seed={seed}",
     ),
     Transformation(
         "colour_grain", "texture",
         (("strength", Range(2, 5, 0.0, digits=0)), ("seed", Range(1, 9999, digits=0))),
-        space="yuv", cost=0.25, picture="noise=c1s={strength}:c2s={strength}:c1f=t:c2f=t:all_seed={seed}",
+        space="yuv", cost=0.17, picture="noise=c1s={strength}:c2s={strength}:c1f=t:c2f=t:all_seed={seed}",
     ),
     # Pictures together with their neighbours.
     Transformation(
-        "blend_frames", "frame", (("share", Range(0.1, 0.3, 0.0)),), space="yuv", cost=3.5,
+        "blend_frames", "frame", (("share", Range(0.1, 0.3, 0.0)),), space="yuv", cost=2.4,
         family="blend", picture="tmix=2:{share}|{1-share}",
     ),
     Transformation(
-        "afterglow", "frame", (("decay", Range(0.3, 0.6, 0.0)),), space="yuv", cost=2.1,
+        "afterglow", "frame", (("decay", Range(0.3, 0.6, 0.0)),), space="yuv", cost=1.8,
         family="blend", picture="lagfun={decay}:planes=1",
     ),
     Transformation(
-        "deflicker", "frame", (("frames", Range(3, 7, digits=0)),), space="yuv", cost=0.98,
+        "deflicker", "frame", (("frames", Range(3, 7, digits=0)),), space="yuv", cost=0.95,
         picture="deflicker={frames}",
     ),
     # Colour that only RGB has.
     Transformation(
-        "vibrance", "colour", (("amount", Range(-0.2, 0.25, 0.0, digits=2)),), space="rgb", cost=6,
+        "vibrance", "colour", (("amount", Range(-0.2, 0.25, 0.0, digits=2)),), space="rgb", cost=6.2,
         picture="vibrance={amount}",
     ),
     Transformation(
-        "curve", "colour", (("bend", Range(-0.04, 0.05, 0.0)),), space="rgb", cost=1.3,
+        "curve", "colour", (("bend", Range(-0.04, 0.05, 0.0)),), space="rgb", cost=1.2,
         picture="curves=master='0/0 0.5/{0.5+bend} 1/1'",
     ),
     Transformation(
@@ -205,18 +205,18 @@ _ALL = (
         picture="curves=r='0/0 0.75/{0.75+amount} 1/1':b='0/0 0.25/{0.25+amount} 1/1'",
     ),
     Transformation(
-        "channel_mix", "colour", (("bleed", Range(0.02, 0.06, 0.0)),), space="rgb", cost=2.4,
+        "channel_mix", "colour", (("bleed", Range(0.02, 0.06, 0.0)),), space="rgb", cost=2.5,
         picture="colorchannelmixer=rr={1-bleed}:rg={bleed}:gg={1-bleed}:gb={bleed}:bb={1-bleed}:br={bleed}",
     ),
     # Of the whole result: when it begins and ends to be seen.
     # A first picture that is all black would be what players show of the file.
     Transformation(
         "fade_in", "time", (("fade", Range(0.2, 0.7, 0.0, digits=2, length_share=0.06)),), space="yuv",
-        place="last", cost=0.3, picture="hue=b='-2*(1-min(t/{fade},1))'", sound="afade=in:st=0:d={fade}",
+        place="last", cost=0.29, picture="hue=b='-2*(1-min(t/{fade},1))'", sound="afade=in:st=0:d={fade}",
     ),
     Transformation(
         "fade_out", "time", (("fade", Range(0.2, 0.7, 0.0, digits=2, length_share=0.06)),), space="yuv",
-        place="last", cost=0.12, picture="fade=out:st={end-fade}:d={fade}",
+        place="last", cost=0.13, picture="fade=out:st={end-fade}:d={fade}",
         sound="afade=out:st={end-fade}:d={fade}",
     ),
     # Sound: pitch, then frequencies, then dynamics, then how loud.
@@ -332,7 +332,7 @@ def usable(one: Transformation) -> Transformation | None:
 def builds(one: Transformation) -> bool:
     """Whether its texts work here, found by building graphs from them and sending a frame through."""
     middle = Chosen(one, tuple((name, span.middle) for name, span in one.ranges))
-    picture = VideoFrame(TRIED.width, TRIED.height, "gbrp" if one.space == "rgb" else "yuv420p")
+    picture = VideoFrame(TRIED.width, TRIED.height, "rgb24" if one.space == "rgb" else "yuv420p")
     sound = AudioFrame("fltp", "stereo", 1024)
     sound.sample_rate = TRIED.sample_rate
     for frame in (picture, sound):

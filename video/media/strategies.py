@@ -29,7 +29,7 @@ COUNTS: Mapping[Strategy, tuple[int, int]] = {
 """How many transformations are drawn, least and most."""
 BUDGET = 8.0
 """Milliseconds of CPU time for a 720p frame that the filters of one variant take at most, about what decoding
-and encoding do: what would go beyond is passed over."""
+and encoding do: what would go beyond is passed over, as long as there are enough others."""
 SOFTER = 0.5
 """What is too strong is tried at this share of its strength, and again at this share of that."""
 TRIES = 3
@@ -74,6 +74,9 @@ def choose(
     for one in choice:
         if len(families) < count:
             take(one)
+    for one in sorted(choice, key=lambda one: one.cost):  # a silent video has fewer that cost nothing
+        if len(families) < least:
+            families.setdefault(_family(one), one)
     return tuple(one.draw(dice, facts) for one in families.values())
 
 

@@ -1,0 +1,319 @@
+"""Transformations as data: each works, and lists of them become one chain by laws."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from av.audio.frame import AudioFrame
+from av.video.frame import VideoFrame
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from video.errors import ConfigError, UnknownName
+from video.media import catalogue, fuse, strategies
+from video.media.chain import Chain
+from video.media.transform import LAYERS, Chosen, Facts, Range, Transformation, timing
+
+FACTS = Facts(248, 136, Fraction(25), 10.0, 48_000, "clip.mp4")
+"""A width that is no multiple of 16."""
+PICTURES = {name: one for name, one in catalogue.available().items() if one.picture}
+SOUNDS = {name: one for name, one in catalogue.available().items() if one.sound}
+SHRINK = ("time", "crop", "rate", "downscale")
+
+
+def ends(one: Transformation) -> list[Chosen]:
+    """With all parameters at their lowest, and at their highest."""
+    return [
+        Chosen(one, tuple((name, getattr(span, end)) for name, span in one.ranges)) for end in ("low", "high")
+    ]
+
+
+def pictures(count: int = 40) -> Iterator[VideoFrame]:
+    """Bright pictures, each a little different, up to the end of `FACTS.seconds`."""
+    dice = np.random.default_rng(1)
+    for number in range(count):
+        pixels = dice.integers(120, 200, (FACTS.height, FACTS.width, 3), np.uint8)
+        frame = VideoFrame.from_ndarray(pixels, "rgb24").reformat(format="yuv420p")
+        frame.pts, frame.time_base = number, Fraction(1, 25)
+        yield frame
+
+
+def run(text: str, wanted: str = "yuv420p") -> list[VideoFrame]:
+    frames = list(pictures())
+    chain = Chain(text, frames[0], wanted)
+    return [out for frame in (*frames, None) for out in chain.push(frame)]
+
+
+def drawn(seed: int) -> list[Chosen]:
+    """Any number of any transformations, one of each family at most."""
+    dice = random.Random(seed)
+    families: dict[str, Transformation] = {}
+    for one in dice.sample(list(catalogue.available().values()), dice.randint(0, 40)):
+        families.setdefault(one.family or one.name, one)
+    return [one.draw(dice, FACTS) for one in families.values()]
+
+
+# The catalogue
+
+
+def test_there_are_enough_of_each_layer() -> None:
+    assert len(catalogue.TRANSFORMATIONS) >= 40
+    for layer in LAYERS:
+        assert sum(one.layer == layer for one in catalogue.TRANSFORMATIONS.values()) >= 4, layer
+
+
+def test_all_of_them_work_in_this_build() -> None:
+    assert list(catalogue.available()) == list(catalogue.TRANSFORMATIONS)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_each_gives_pictures_of_a_sane_size_that_are_full_of_picture(name: str) -> None:
+    for chosen in ends(PICTURES[name]):
+        text = chosen.text(chosen.of.picture, FACTS, FACTS.seconds)
+        found = run(f"{fuse.RGB},{text},{fuse.YUV}" if chosen.of.space == "rgb" else text)
+        assert len(found) >= 20, text
+        for frame in found[len(found) // 2 :]:
+            assert frame.width % 2 == frame.height % 2 == 0, text
+            assert 0.7 * FACTS.width <= frame.width <= FACTS.width
+            assert 0.7 * FACTS.height <= frame.height <= FACTS.height
+            light = frame.to_ndarray(format="gray")
+            for edge in (light[0], light[-1], light[:, 0], light[:, -1]):
+                assert edge.mean() > 75, f"{text}: an edge is black"
+
+
+@pytest.mark.parametrize("name", SOUNDS)
+def test_each_gives_sound_of_its_length(name: str) -> None:
+    tone = (0.2 * np.sin(np.arange(480_000) / 20)).astype(np.float32)
+    for chosen in ends(SOUNDS[name]):
+        frames = []
+        for at in range(0, len(tone), 4800):
+            frame = AudioFrame.from_ndarray(np.tile(tone[at : at + 4800], (2, 1)), "fltp", "stereo")
+            frame.sample_rate, frame.pts, frame.time_base = 48_000, at, Fraction(1, 48_000)
+            frames.append(frame)
+        end = timing((chosen,)).seconds(FACTS.seconds)
+        chain = Chain(
+            chosen.text(chosen.of.sound, FACTS, end), frames[0], "sample_fmts=fltp:sample_rates=48000"
+        )
+        heard = np.concatenate([out.to_ndarray()[0] for one in (*frames, None) for out in chain.push(one)])
+        assert len(heard) / 48_000 == pytest.approx(end, abs=0.05)
+        assert np.isfinite(heard).all()
+        assert 0.01 < np.abs(heard).max() < 1.0
+
+
+def test_a_filter_that_this_build_lacks_gives_way_to_the_fallback() -> None:
+    lacking = dataclasses.replace(
+        catalogue.get("hue"), picture="nosuchfilter={degrees}", fallback="hue=h={degrees}"
+    )
+    instead = catalogue.usable(lacking)
+    assert instead is not None
+    assert instead.picture == "hue=h={degrees}"
+
+
+def test_one_without_a_fallback_is_not_offered() -> None:
+    assert (
+        catalogue.usable(dataclasses.replace(catalogue.get("hue"), picture="nosuchfilter={degrees}")) is None
+    )
+
+
+def test_an_option_that_fails_only_on_a_frame_counts_as_lacking() -> None:
+    assert not catalogue.builds(Transformation("bad", "audio", sound="bass=-2.7"))
+
+
+def test_the_fallback_for_brightness_brightens() -> None:
+    text = catalogue.get("brightness").at(light=0.04)
+    brighter = run(text.text(text.of.picture, FACTS, 10.0))[0].to_ndarray(format="gray").mean()
+    before = next(pictures()).to_ndarray(format="gray").mean()
+    assert brighter - before == pytest.approx(10, abs=2)
+
+
+def test_nothing_can_be_changed() -> None:
+    one = catalogue.get("crop")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.cost = 0.0  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        catalogue.TRANSFORMATIONS["crop"] = one  # type: ignore[index]
+
+
+def test_an_unknown_name_is_told_the_nearest() -> None:
+    with pytest.raises(UnknownName, match="Did you mean vignette"):
+        catalogue.get("vignete")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ranges": ()},
+        {"picture": "hue=h={nosuch}"},
+        {"picture": "", "ranges": ()},
+    ],
+)
+def test_a_transformation_that_cannot_work_is_refused_at_once(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        dataclasses.replace(catalogue.get("hue"), **wrong)
+
+
+def test_parameters_are_checked() -> None:
+    with pytest.raises(ConfigError, match="share is 2"):
+        catalogue.get("downscale").at(share=2.0)
+    with pytest.raises(ConfigError, match="share, x, y"):
+        catalogue.get("crop").at(share=0.96)
+
+
+def test_softer_is_halfway_to_nothing() -> None:
+    half = catalogue.get("contrast").at(gain=1.08).softened(0.5)
+    assert half is not None
+    assert half.values == (("gain", 1.04),)
+    assert catalogue.get("mirror").at().softened(0.5) is None
+
+
+def test_braces_take_arithmetic_and_nothing_else() -> None:
+    one = Transformation("sum", "colour", (("a", Range(0, 9)),), picture="hue=h={-a+2*(a-1)/4}")
+    assert one.at(a=5).text(one.picture, FACTS, 10.0) == "hue=h=-3"
+    bad = Transformation("call", "colour", (("a", Range(0, 9)),), picture="hue=h={a**2}")
+    with pytest.raises(ConfigError, match=r"a \*\* 2"):
+        bad.at(a=5).text(bad.picture, FACTS, 10.0)
+
+
+# One chain
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32))
+def test_the_chain_has_all_that_the_list_has_and_nothing_else(seed: int) -> None:
+    chosen = drawn(seed)
+    plan = fuse.fuse(chosen, FACTS)
+    assert sorted(map(str, plan.chosen)) == sorted(map(str, chosen))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32))
+def test_crops_and_downscales_come_before_all_that_costs(seed: int) -> None:
+    places = [one.of.place in SHRINK for one in fuse.fuse(drawn(seed), FACTS).chosen if one.of.picture]
+    assert places == sorted(places, reverse=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32))
+def test_pixels_go_into_rgb_once_at_most_and_only_where_they_must(seed: int) -> None:
+    chosen = drawn(seed)
+    plan = fuse.fuse(chosen, FACTS)
+    needed = 2 if any(one.of.space == "rgb" for one in chosen) else 0
+    assert plan.conversions == plan.picture.count("format=") == needed
+    if needed:
+        inside = plan.picture.split(fuse.RGB)[1].split(fuse.YUV)[0]
+        outside = plan.picture.replace(inside, "")
+        for one in chosen:
+            if one.of.picture and one.of.space != "any":
+                text = one.text(one.of.picture, FACTS, plan.seconds)
+                assert text in (inside if one.of.space == "rgb" else outside)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32), st.randoms(use_true_random=False))
+def test_the_order_of_the_list_is_no_part_of_its_meaning(seed: int, dice: random.Random) -> None:
+    chosen = drawn(seed)
+    plan = fuse.fuse(chosen, FACTS)
+    dice.shuffle(chosen)
+    assert fuse.fuse(chosen, FACTS) == plan
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_chain_runs(seed: int) -> None:
+    plan = fuse.fuse(drawn(seed), FACTS)
+    assert len(run(plan.picture or "null")) >= 20
+
+
+def test_two_of_a_family_are_refused() -> None:
+    crops = [catalogue.get("crop_wide").at(share=0.9), catalogue.get("crop").at(share=0.96, x=0, y=0)]
+    with pytest.raises(ConfigError, match="family crop"):
+        fuse.fuse(crops, FACTS)
+
+
+def test_what_leaves_nothing_of_a_video_is_refused() -> None:
+    with pytest.raises(ConfigError, match="nothing is left"):
+        fuse.fuse([catalogue.get("trim_end").at(cut=0.5)], FACTS._replace(seconds=0.4))
+
+
+def test_a_crop_makes_what_follows_cheaper() -> None:
+    vignette, small = catalogue.get("vignette").at(angle=0.3), catalogue.get("downscale").at(share=0.8)
+    whole, less = fuse.fuse([vignette], FACTS), fuse.fuse([vignette, small], FACTS)
+    assert less.stages[-1].cost == pytest.approx(0.64 * whole.stages[-1].cost)
+
+
+def test_settings_of_the_container_reach_the_encoder() -> None:
+    row = [catalogue.get("key_frames").at(seconds=2.5), catalogue.get("picture_quality").at(crf=22)]
+    encoding = fuse.fuse(row, FACTS).encoding
+    assert encoding.key_seconds == Fraction(5, 2)
+    assert encoding.options["crf"] == "22"
+
+
+def test_a_plan_can_be_printed() -> None:
+    row = [catalogue.get("curve").at(bend=0.02), catalogue.get("crop_wide").at(share=0.9)]
+    lines = str(fuse.fuse(row, FACTS)).splitlines()
+    assert "clip.mp4" in lines[0]
+    assert "2 conversions" in lines[0]
+    assert [line.split()[0] for line in lines[1:3]] == ["crop", "work"]
+    assert any(line.strip().startswith("picture: crop=") for line in lines)
+
+
+# Strategies
+
+
+@pytest.mark.parametrize("strategy", strategies.COUNTS)
+def test_each_strategy_keeps_its_counts_and_its_budget(strategy: str) -> None:
+    for seed in range(100):
+        chosen = strategies.choose(strategy, FACTS, seed, 1)
+        least, most = strategies.COUNTS[strategy]  # type: ignore[index]
+        assert least <= len(chosen) <= most
+        assert sum(one.of.cost for one in chosen) <= strategies.BUDGET
+        fuse.fuse(chosen, FACTS)
+
+
+def test_seven_layers_are_seven() -> None:
+    for seed in range(100):
+        assert {one.of.layer for one in strategies.choose("seven_layer", FACTS, seed, 1)} == set(LAYERS)
+
+
+def test_a_silent_video_has_no_audio_layer() -> None:
+    for seed in range(50):
+        for strategy, (least, _) in strategies.COUNTS.items():
+            chosen = strategies.choose(strategy, FACTS._replace(sample_rate=0), seed, 1)
+            assert len(chosen) >= least
+            assert not any(one.of.needs_sound() for one in chosen)
+            assert fuse.fuse(chosen, FACTS._replace(sample_rate=0)).sound == ""
+
+
+def test_a_seed_says_all_and_each_variant_is_another() -> None:
+    first = [strategies.choose("standard", FACTS, 7, number) for number in range(1, 9)]
+    assert first == [strategies.choose("standard", FACTS, 7, number) for number in range(1, 9)]
+    assert len(set(first)) == 8
+    assert strategies.choose("standard", FACTS, 8, 1) != first[0]
+
+
+def test_a_short_video_keeps_most_of_its_length() -> None:
+    short = FACTS._replace(seconds=0.8)
+    for seed in range(100):
+        assert fuse.fuse(strategies.choose("standard", short, seed, 1), short).seconds > 0.6
+
+
+def test_what_harms_is_softened_and_what_still_harms_is_left_out() -> None:
+    contrast, mirror = catalogue.get("contrast").at(gain=1.08), catalogue.get("mirror").at()
+    bass = catalogue.get("bass").at(decibels=2.0)
+
+    def likeness(row: tuple[Chosen, ...]) -> float:
+        return 1.0 - sum(
+            abs(one.values[0][1] - 1) if one.name == "contrast" else 0.5 for one in row if one.of.picture
+        )
+
+    kept = strategies.keep_near([contrast, mirror, bass], 0.97, likeness)
+    assert kept == (catalogue.get("contrast").at(gain=1.02), bass)
+
+
+def test_an_unknown_strategy_is_refused() -> None:
+    with pytest.raises(ConfigError, match="seven_layer"):
+        strategies.choose("best", FACTS, 0, 1)
