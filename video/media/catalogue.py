@@ -38,7 +38,7 @@ _ALL = (
     ),
     Transformation(
         "speed", "time", (("speed", Range(0.95, 1.06, 1.0)),), place="time",
-        picture="setpts=round(PTS/{speed})", sound="atempo={speed}",
+        picture="setpts=round(PTS/{speed})", sound="adelay={tempo_lag}:all=1,atempo={speed}",
     ),
     Transformation(
         "hold_first", "time", (("lead", Range(0.1, 0.4, 0.0, length_share=0.04)),), place="time",
@@ -222,7 +222,8 @@ _ALL = (
     # Sound: pitch, then frequencies, then dynamics, then how loud.
     Transformation(
         "pitch", "audio", (("pitch", Range(0.97, 1.03, 1.0)),), sound="rubberband=pitch={pitch}",
-        fallback="asetrate={sample_rate*pitch},aresample={sample_rate},atempo={1/pitch}",
+        fallback="asetrate={sample_rate*pitch},aresample={sample_rate},"
+        "adelay={tempo_lag}:all=1,atempo={1/pitch}",
     ),
     Transformation(
         "high_pass", "audio", (("hertz", Range(40, 120, digits=0)),),

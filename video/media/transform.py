@@ -106,6 +106,9 @@ TIMINGS = ("start", "cut", "speed", "lead")
 class Transformation:
     """One way to change a video.
 
+    Its texts may name its parameters, the fields of `Facts`, `end` (seconds that the result lasts) and
+    `tempo_lag`.
+
     :raises ConfigError: on construction, if it does nothing, or its texts name what is not there.
     """
 
@@ -138,7 +141,7 @@ class Transformation:
             raise ConfigError("does nothing", subject=self.name, cure="Give it a filter or a setting.")
         if self.fallback and self.picture and self.sound:
             raise ConfigError("has one fallback for two texts", subject=self.name, cure="Split it.")
-        known = {*(name for name, _ in self.ranges), *Facts._fields, "end"}
+        known = {*(name for name, _ in self.ranges), *Facts._fields, "end", "tempo_lag"}
         texts = (self.picture, self.sound, self.fallback, *(value for _, value in self.encoding))
         for field in (field for text in texts for field in _FIELD.findall(text)):
             if unknown := {one.id for one in ast.walk(ast.parse(field)) if isinstance(one, ast.Name)} - known:
@@ -197,7 +200,8 @@ class Chosen:
 
     def text(self, template: str, facts: Facts, end: float) -> str:
         """:param end: seconds that the result lasts."""
-        known = {**facts._asdict(), "end": end, **dict(self.values)}
+        lag = tempo_lag(facts.sample_rate)
+        known = {**facts._asdict(), "end": end, "tempo_lag": lag, **dict(self.values)}
         return _FIELD.sub(
             lambda field: _number(_value(ast.parse(field[1], mode="eval").body, known)), template
         )
@@ -216,6 +220,12 @@ class Chosen:
 
     def __str__(self) -> str:
         return " ".join([self.name, *(f"{name}={_number(value)}" for name, value in self.values)])
+
+
+def tempo_lag(sample_rate: int) -> float:
+    """Milliseconds by which FFmpeg's `atempo` moves sound forward: it leaves out half of its first window."""
+    window = 1 << max(0, sample_rate // 24 - 1).bit_length()
+    return 1000 * window / 2 / sample_rate if sample_rate else 0.0
 
 
 def timing(chosen: tuple[Chosen, ...]) -> Timing:

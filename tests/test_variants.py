@@ -1,0 +1,501 @@
+"""Variants of files: reproducible, isolated, in time, and whole or not there."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import shared
+from tests.media_files import heard, onset, shown, tone, write_video
+from tests.test_cli import ENVIRONMENT, VIDEO, run
+from tests.waiting import until
+from video import ConcurrentTransformationEngine, FFmpegTransformationService, VideoProcessingManager
+from video.errors import ConfigError, SourceNotFound, UnknownName
+from video.events import Event, Kind
+from video.media import catalogue, fuse
+from video.media.probe import measure
+from video.media.sample import write_sample
+from video.media.transform import LAYERS, Chosen, Transformation
+from video.media.variants import facts_of
+from video.processors.service import worker_count
+from video.processors.variants import VARIANT_SECONDS, sizes, together
+
+KEYS = {
+    "variant_id", "status", "processing_time", "file_size", "output_path", "input_path", "strategy", "seed",
+    "transformations", "measures", "error", "traceback",
+}  # fmt: skip
+FRAME = 1 / 25
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seconds with sound."""
+    return write_sample(tmp_path_factory.mktemp("clip"), seconds=3, size=(160, 90))
+
+
+def files(folder: Path) -> list[str]:
+    """All that is in a folder but for the list of names."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".video-names")
+
+
+@dataclass(frozen=True)
+class Trap(Chosen):
+    """A transformation that does something else in the worker that plans it."""
+
+    deed: str = ""
+
+    def text(self, template: str, facts: Any, end: float) -> str:
+        if self.deed == "die":
+            os._exit(9)
+        if self.deed == "sleep":
+            time.sleep(60)
+        return super().text(template, facts, end)
+
+
+def trap(deed: str) -> Trap:
+    plain = catalogue.get("hue").at(degrees=2.0)
+    return Trap(plain.of, plain.values, deed)
+
+
+BROKEN = Transformation("broken", "colour", picture="nosuchfilter")
+
+
+# What comes out
+
+
+def test_variants_are_what_their_results_say(clip: Path, tmp_path: Path) -> None:
+    found = VideoProcessingManager(2).process_variants_parallel([clip], tmp_path / "out", 2, seed=3)
+    assert files(tmp_path / "out") == ["coast-variant-01.mp4", "coast-variant-02.mp4"]
+    for one in found:
+        assert set(one) == KEYS
+        assert one["status"] == "completed", one["error"]
+        path = Path(one["output_path"])
+        frames = shown(path)
+        assert one["file_size"] == path.stat().st_size
+        assert one["measures"]["frames"] == len(frames)
+        assert frames[0].size == (one["measures"]["width"], one["measures"]["height"])
+        assert 16 <= len(one["transformations"]) <= 24
+        assert one["processing_time"] > 0
+        json.dumps(one, allow_nan=False)
+
+
+def test_the_same_seed_gives_the_same_bytes_on_every_engine(clip: Path, tmp_path: Path) -> None:
+    bytes_of = {}
+    for backend in ("serial", "thread", "process"):
+        manager = VideoProcessingManager(2, backend=backend)
+        found = manager.process_variants_parallel([clip], tmp_path / backend, 3, "seven_layer", seed=5)
+        assert [one["error"] for one in found] == [None] * 3
+        bytes_of[backend] = [Path(one["output_path"]).read_bytes() for one in found]
+    assert bytes_of["serial"] == bytes_of["thread"] == bytes_of["process"]
+    assert len(set(bytes_of["serial"])) == 3
+
+
+def test_a_variant_can_be_made_again_from_its_result(clip: Path, tmp_path: Path) -> None:
+    (first,) = VideoProcessingManager(1, backend="thread").process_variants_parallel(
+        [clip], tmp_path / "a", 1
+    )
+    said = json.loads(json.dumps(first["transformations"]))
+    engine = ConcurrentTransformationEngine(1, backend="thread")
+    (again,) = engine.run(clip, {tmp_path / "again.mp4": said})
+    assert Path(again["output_path"]).read_bytes() == Path(first["output_path"]).read_bytes()
+
+
+def test_seven_layer_says_the_layers(clip: Path, tmp_path: Path) -> None:
+    manager = VideoProcessingManager(1, backend="thread")
+    (one,) = manager.process_variants_parallel([clip], tmp_path, 1, "seven_layer")
+    assert {each["layer"] for each in one["transformations"]} == set(LAYERS)
+
+
+@pytest.mark.parametrize("floor", [0.9, 0.97])
+def test_enhanced_metrics_keeps_its_floor_and_reports(clip: Path, tmp_path: Path, floor: float) -> None:
+    manager = VideoProcessingManager(2)
+    found = manager.process_variants_parallel(
+        [clip], tmp_path, 2, "enhanced_metrics", seed=1, ssim_floor=floor
+    )
+    for one in found:
+        assert one["error"] is None
+        measures = one["measures"]
+        assert measures["ssim"] >= floor
+        assert measures["psnr"] > 15
+        assert 0 <= measures["hash_distance"] <= 64
+        assert -60 < measures["loudness"] < 0
+        assert len(one["transformations"]) >= 3
+    assert len(files(tmp_path)) == 2
+
+
+def test_a_floor_that_no_encoder_keeps_fails_and_leaves_nothing(clip: Path, tmp_path: Path) -> None:
+    manager = VideoProcessingManager(1, backend="thread")
+    (one,) = manager.process_variants_parallel([clip], tmp_path, 1, "enhanced_metrics", ssim_floor=0.99999)
+    assert one["status"] == "failed"
+    assert "even with its picture as it is" in one["error"]
+    assert files(tmp_path) == []
+
+
+TIMES: dict[str, dict[str, float]] = {
+    "trim_start": {"start": 0.4},
+    "trim_end": {"cut": 0.52},
+    "speed": {"speed": 1.05},
+    "hold_first": {"lead": 0.32},
+}
+
+
+@pytest.mark.parametrize(
+    "row", [*([name] for name in TIMES), [*TIMES, "frame_rate", "echo", "pitch"]], ids="+".join
+)
+def test_picture_and_sound_end_where_the_plan_says(row: list[str], tmp_path: Path) -> None:
+    source = write_video(tmp_path / "in.mp4", frames=100, sound=tone(2.0, 0.5, 4.0))
+    said = [{"name": name, "parameters": TIMES[name]} if name in TIMES else name for name in row]
+    engine = ConcurrentTransformationEngine(1, backend="thread")
+    (plan,) = engine.plan(source, [said]).groups[0]
+    (one,) = engine.run(source, {tmp_path / "out.mp4": said})
+    assert one["error"] is None
+    found = measure(tmp_path / "out.mp4")
+    assert found.start_seconds == 0
+    assert found.end_seconds == pytest.approx(plan.seconds, abs=1.5 * FRAME)
+    first, samples = heard(tmp_path / "out.mp4")
+    assert float(first) + len(samples) / 48_000 == pytest.approx(found.end_seconds, abs=0.025)
+    # The tone that began with frame 50 still does.
+    wanted = {name: TIMES[name] for name in row if name in TIMES}
+    start = wanted.get("trim_start", {}).get("start", 0.0)
+    speed = wanted.get("speed", {}).get("speed", 1.0)
+    lead = wanted.get("hold_first", {}).get("lead", 0.0)
+    assert onset(tmp_path / "out.mp4") == pytest.approx((2.0 - start) / speed + lead, abs=0.015)
+    if "frame_rate" not in row:
+        frame = next(float(one.seconds) for one in shown(tmp_path / "out.mp4") if one.number == 50)
+        assert frame == pytest.approx((2.0 - start) / speed + lead, abs=0.002)
+
+
+def test_what_is_turned_and_has_long_pixels_is_upright(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "in.mp4", frames=20, size=(160, 90), rotation=90)
+    engine = ConcurrentTransformationEngine(1, backend="thread")
+    (one,) = engine.run(source, {tmp_path / "out.mp4": ["gamma"]})
+    assert (one["measures"]["width"], one["measures"]["height"]) == (90, 160)
+    assert [frame.number for frame in shown(tmp_path / "out.mp4")] == list(range(20))
+
+
+def test_a_silent_video_stays_silent(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "in.mp4", frames=30)
+    (one,) = VideoProcessingManager(1, backend="thread").process_variants_parallel(
+        [source], tmp_path / "out", 1
+    )
+    assert one["error"] is None
+    assert not any(each["layer"] == "audio" for each in one["transformations"])
+
+
+# What goes wrong
+
+
+def test_one_that_fails_costs_itself_only(clip: Path, tmp_path: Path) -> None:
+    engine = ConcurrentTransformationEngine(1)
+    found = engine.run(
+        clip,
+        {
+            tmp_path / "a.mp4": ["hue"],
+            tmp_path / "b.mp4": [Chosen(BROKEN)],
+            tmp_path / "c.xyz": ["hue"],
+            tmp_path / "d.mp4": [],
+        },
+    )
+    assert [one["status"] for one in found] == ["completed", "failed", "failed", "completed"]
+    assert "nosuchfilter" in found[1]["error"]
+    assert files(tmp_path) == ["a.mp4", "d.mp4"]
+
+
+def test_one_that_kills_its_worker_costs_itself_only(clip: Path, tmp_path: Path) -> None:
+    engine = ConcurrentTransformationEngine(1)
+    found = engine.run(
+        clip, {tmp_path / "a.mp4": ["hue"], tmp_path / "b.mp4": [trap("die")], tmp_path / "c.mp4": ["tint"]}
+    )
+    assert [one["status"] for one in found] == ["completed", "failed", "completed"]
+    assert "exit" in found[1]["error"]
+    assert files(tmp_path) == ["a.mp4", "c.mp4"]
+
+
+def test_one_that_hangs_is_ended_at_its_time(clip: Path, tmp_path: Path) -> None:
+    engine = ConcurrentTransformationEngine(1, timeout=3)
+    began = time.monotonic()
+    found = engine.run(clip, {tmp_path / "a.mp4": [trap("sleep")], tmp_path / "b.mp4": ["hue"]})
+    assert time.monotonic() - began < 50
+    assert [one["status"] for one in found] == ["failed", "completed"]
+    assert "3 s" in found[0]["error"]
+    assert files(tmp_path) == ["b.mp4"]
+
+
+def test_a_variant_has_five_minutes() -> None:
+    assert VARIANT_SECONDS == 300
+    for call in (VideoProcessingManager, ConcurrentTransformationEngine):
+        assert inspect.signature(call).parameters["timeout"].default == 300
+
+
+def test_a_bad_input_costs_its_own_variants_only(clip: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"nothing of the kind" * 50)
+    found = VideoProcessingManager(2).process_variants_parallel([bad, clip], tmp_path / "out", 2)
+    assert [one["status"] for one in found] == ["failed", "failed", "completed", "completed"]
+    assert "bad.mp4" in found[0]["error"]
+    assert len(files(tmp_path / "out")) == 2
+
+
+def test_an_input_is_never_written_over(clip: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "talk-variant-01.mp4"
+    shutil.copy(clip, mine)
+    shutil.copy(clip, tmp_path / "talk.mp4")
+    before = mine.read_bytes()
+    VideoProcessingManager(1, backend="thread").process_variants_parallel(
+        [tmp_path / "talk.mp4", mine], tmp_path, 1
+    )
+    assert mine.read_bytes() == before
+    (one,) = ConcurrentTransformationEngine(1, backend="thread").run(mine, {mine: ["hue"]})
+    assert "is the source itself" in one["error"]
+    assert mine.read_bytes() == before
+
+
+def test_namesakes_have_names_of_their_own(clip: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / clip.name
+    other.parent.mkdir()
+    shutil.copy(clip, other)
+    found = VideoProcessingManager(2).process_variants_parallel([clip, other], tmp_path / "out", 1)
+    assert len({one["output_path"] for one in found}) == 2
+    assert len(files(tmp_path / "out")) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"strategy": "best"}, "strategy"),
+        ({"variants_per_file": 0}, "1 to 1000"),
+        ({"format": "avi"}, "format"),
+        ({"ssim_floor": 1.5}, "ssim_floor"),
+        ({"seed": "x"}, "seed"),
+        ({"input_files": []}, "no input files"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(
+    clip: Path, tmp_path: Path, arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        VideoProcessingManager(1).process_variants_parallel(
+            **{"input_files": [clip], "output_dir": tmp_path / "out", **arguments}
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("share", [0, 1.5, "much"])
+def test_a_memory_limit_is_a_share(share: Any) -> None:
+    with pytest.raises(ConfigError, match="memory_limit"):
+        VideoProcessingManager(1, share)
+
+
+# How it runs
+
+
+@pytest.mark.parametrize(
+    ("variants", "workers", "most", "wanted"),
+    [
+        (8, 2, 4, [4, 4]),
+        (8, 1, 4, [4, 4]),
+        (3, 2, 4, [2, 1]),
+        (1, 8, 4, [1]),
+        (10, 2, 4, [4, 3, 3]),
+        (5, 1, 1, [1] * 5),
+    ],
+)
+def test_variants_are_made_together_without_leaving_a_worker_idle(
+    variants: int, workers: int, most: int, wanted: list[int]
+) -> None:
+    assert sizes(variants, workers, most) == wanted
+
+
+def test_memory_bounds_how_many_are_made_together() -> None:
+    assert together(1280 * 720, workers=2, memory=8e9) == 4
+    assert together(3840 * 2160, workers=2, memory=2.5e9) == 1
+    assert together(1280 * 720, workers=1, memory=1e6) == 1
+
+
+def test_progress_rises_to_a_hundred_and_not_beyond(clip: Path, tmp_path: Path) -> None:
+    told: list[float] = []
+    VideoProcessingManager(2).process_variants_parallel([clip], tmp_path, 3, progress_callback=told.append)
+    assert told == sorted(set(told))
+    assert told[0] >= 0
+    assert told[-1] == 100
+
+
+def test_a_callback_that_raises_stops_nothing(clip: Path, tmp_path: Path) -> None:
+    def broken(percent: float) -> None:
+        raise RuntimeError("no")
+
+    (one,) = VideoProcessingManager(1).process_variants_parallel(
+        [clip], tmp_path, 1, progress_callback=broken
+    )
+    assert one["status"] == "completed"
+
+
+def test_observers_hear_of_each_variant(clip: Path, tmp_path: Path) -> None:
+    heard_of: list[Event] = []
+    manager = VideoProcessingManager(2, observers=[heard_of.append])
+    manager.process_variants_parallel([clip], tmp_path, 3)
+    ended = [event.index for event in heard_of if event.kind is Kind.ITEM_FINISHED]
+    assert sorted(ended) == [0, 1, 2]
+    assert {event.index for event in heard_of} == {0, 1, 2}
+
+
+def test_a_monitor_sees_the_workers(clip: Path, tmp_path: Path) -> None:
+    manager = VideoProcessingManager(max_workers=2, memory_limit=0.8)
+    with manager.resource_monitor() as monitor:
+        manager.process_variants_parallel([clip], tmp_path, 2)
+    seen = monitor.as_dict()
+    assert seen["peak_memory_bytes"] > 50e6
+    assert seen["peak_cpu_percent"] > 10
+    assert seen["looks"] >= 2
+    before = monitor.looks
+    time.sleep(0.5)
+    assert monitor.looks == before
+
+
+# The engine's plan
+
+
+def test_a_plan_shows_groups_and_their_graphs(clip: Path) -> None:
+    plan = ConcurrentTransformationEngine(2).plan(clip, [["vignette", "crop_wide", "curve"]] * 6)
+    assert [len(group) for group in plan.groups] == [3, 3]
+    text = str(plan)
+    assert "6 outputs, decoded 2 times, on up to 2 workers" in text
+    assert text.index("crop_wide") < text.index("vignette") < text.index("curve")
+
+
+def test_a_plan_of_nothing_is_empty(clip: Path) -> None:
+    assert ConcurrentTransformationEngine(1).plan(clip, []).groups == ()
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [("hue", ConfigError), ([7], ConfigError), (["nosuch"], UnknownName), ([{"name": "hue"}], ConfigError)],
+)
+def test_what_is_no_list_of_transformations_is_refused(clip: Path, said: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        ConcurrentTransformationEngine(1).plan(clip, [said])
+
+
+# The promised calls
+
+
+def test_the_calls_are_as_promised() -> None:
+    service = FFmpegTransformationService
+    assert list(inspect.signature(service.create_multiple_variants_fast).parameters)[:6] == [
+        "input_path", "output_dir", "num_variants", "strategy", "max_workers", "progress_callback",
+    ]  # fmt: skip
+    assert list(inspect.signature(service.create_variants_batch_optimized).parameters)[:5] == [
+        "input_files", "output_base_dir", "variants_per_file", "strategy", "max_workers",
+    ]  # fmt: skip
+    assert list(inspect.signature(service.benchmark_processing_speed).parameters) == [
+        "input_path", "output_dir", "test_variants",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("service", [FFmpegTransformationService, FFmpegTransformationService()])
+def test_the_service_works_as_a_class_and_as_an_object(service: Any, clip: Path, tmp_path: Path) -> None:
+    told: list[float] = []
+    (one,) = service.create_multiple_variants_fast(
+        input_path=clip, output_dir=tmp_path / "one", num_variants=1, strategy="standard", max_workers=1,
+        progress_callback=told.append,
+    )  # fmt: skip
+    assert one["status"] == "completed"
+    assert told[-1] == 100
+    many = service.create_variants_batch_optimized(
+        input_files=[clip], output_base_dir=tmp_path / "many", variants_per_file=2, strategy="seven_layer"
+    )
+    assert [Path(one["output_path"]).exists() for one in many] == [True, True]
+
+
+def test_a_benchmark_recommends_a_number_of_workers(clip: Path, tmp_path: Path) -> None:
+    found = FFmpegTransformationService.benchmark_processing_speed(clip, tmp_path, test_variants=2)
+    workers = [row["workers"] for row in found["rows"]]
+    assert workers == sorted(set(workers))
+    assert found["recommended_workers"] in workers
+    assert found["best_time"] == min(row["seconds"] for row in found["rows"])
+    assert files(tmp_path) == []
+
+
+def test_no_more_workers_than_cpus_memory_and_work_have_room_for() -> None:
+    picture = 1280 * 720
+    assert worker_count(4, 64e9, picture, float("inf")) == 4
+    assert worker_count(64, 1e9, picture, float("inf")) == 4
+    assert worker_count(64, 64e9, picture, 1.2) == 2
+    assert worker_count(2, 1e3, picture, 0.1) == 1
+
+
+def test_an_input_says_how_many_workers_it_is_worth(clip: Path) -> None:
+    assert FFmpegTransformationService.get_optimal_worker_count() >= 1
+    assert FFmpegTransformationService.get_optimal_worker_count(clip) == 1
+    with pytest.raises(SourceNotFound):
+        FFmpegTransformationService.get_optimal_worker_count("nosuch.mp4")
+
+
+# The command
+
+
+def test_the_command_makes_variants_and_says_so_in_json(clip: Path, tmp_path: Path) -> None:
+    done = run("variants", clip, "--count", 2, "--seed", 4, "--workers", 2, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [set(line) for line in lines] == [KEYS, KEYS]
+    assert files(tmp_path / "variants") == ["coast-variant-01.mp4", "coast-variant-02.mp4"]
+
+
+def test_a_dry_run_prints_the_plans_and_writes_nothing(clip: Path, tmp_path: Path) -> None:
+    done = run("variants", clip, "--count", 2, "--seed", 4, "--dry-run", cwd=tmp_path)
+    assert done.stdout.count("transformations") == 2
+    assert str(fuse.fuse(_first_of_seed_4(clip), facts_of(clip))) in done.stdout
+    assert files(tmp_path) == []
+
+
+def _first_of_seed_4(clip: Path) -> tuple[Chosen, ...]:
+    from video.media.strategies import choose
+
+    return choose("standard", facts_of(clip), 4, 1)
+
+
+def test_a_failure_is_exit_code_1_and_one_line(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"nothing" * 100)
+    done = run("variants", "bad.mp4", clip, "--count", 1, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("failed: bad-variant-01: ")
+    assert "Traceback" not in done.stderr
+    assert len(done.stdout.splitlines()) == 2
+
+
+def test_ctrl_c_leaves_nothing_unfinished(tmp_path: Path) -> None:
+    source = write_sample(tmp_path / "in", seconds=20, size=(640, 360))
+    command = [*VIDEO, "variants", str(source), "--count", "4", "--out", "out"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        out = tmp_path / "out"
+        until(lambda: out.exists() and any(".part" in name for name in files(out)), seconds=60)
+        process.send_signal(signal.SIGINT)
+        _, words = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "stopped" in words
+    assert not any(".part" in name for name in files(out))
+
+
+@pytest.mark.slow
+def test_natural_video_keeps_its_floor(tmp_path: Path) -> None:
+    from video.media.cut import cut
+
+    source = tmp_path / "cars.mp4"
+    cut(shared("cars.mp4"), source, 2.0, 5.0)
+    found = VideoProcessingManager(2).process_variants_parallel(
+        [source], tmp_path / "out", 2, "enhanced_metrics"
+    )
+    assert all(one["measures"].get("ssim", 0) >= 0.9 for one in found), found
