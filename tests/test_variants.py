@@ -192,6 +192,17 @@ def test_a_silent_video_stays_silent(tmp_path: Path) -> None:
     assert not any(each["layer"] == "audio" for each in one["transformations"])
 
 
+@pytest.mark.parametrize("frames", [1, 2, 12])
+@pytest.mark.parametrize("strategy", ["standard", "enhanced_metrics"])
+def test_a_video_of_a_moment_has_variants_too(frames: int, strategy: str, tmp_path: Path) -> None:
+    source = write_video(tmp_path / "in.mp4", frames=frames, sound=tone(0.0, 0.02, frames * FRAME))
+    manager = VideoProcessingManager(1, backend="thread")
+    for one in manager.process_variants_parallel([source], tmp_path / "out", 4, strategy):
+        assert one["error"] is None
+        assert one["measures"]["frames"] >= 1
+        assert one["measures"]["seconds"] == pytest.approx(frames * FRAME, rel=0.25, abs=FRAME)
+
+
 # What goes wrong
 
 
@@ -429,7 +440,7 @@ def test_a_benchmark_recommends_a_number_of_workers(clip: Path, tmp_path: Path) 
 def test_no_more_workers_than_cpus_memory_and_work_have_room_for() -> None:
     picture = 1280 * 720
     assert worker_count(4, 64e9, picture, float("inf")) == 4
-    assert worker_count(64, 1e9, picture, float("inf")) == 4
+    assert worker_count(64, 1e9, picture, float("inf")) == 5
     assert worker_count(64, 64e9, picture, 1.2) == 2
     assert worker_count(2, 1e3, picture, 0.1) == 1
 

@@ -55,9 +55,7 @@ def choose(
         raise ConfigError(f"is {strategy!r}", subject="strategy", cure=f"Use one of: {names}.")
     least, most = COUNTS[strategy]  # type: ignore[index]  # it is one of them
     dice = random.Random(f"{seed}/{strategy}/{number}")  # noqa: S311  # it hides nothing
-    choice = list((known or catalogue.available()).values())
-    if not facts.sample_rate:
-        choice = [one for one in choice if not one.needs_sound()]
+    choice = [one for one in (known or catalogue.available()).values() if one.suits(facts)]
     count = dice.randint(least, most)
     dice.shuffle(choice)
     families: dict[str, Transformation] = {}

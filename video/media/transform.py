@@ -74,6 +74,12 @@ class Range:
     def middle(self) -> float:
         return round((self.low + self.high) / 2, self.digits)
 
+    def fits(self, facts: Facts) -> bool:
+        """A time is one frame at least."""
+        if self.length_share is None:
+            return True
+        return min(self.low, self.length_share * facts.seconds) * facts.rate >= 1
+
     def draw(self, dice: random.Random, facts: Facts) -> float:
         value = dice.uniform(self.low, self.high)
         if self.length_share is not None:
@@ -169,9 +175,12 @@ class Transformation:
                 raise ConfigError(f"{name} is {value:g}", subject=self.name, cure=f"{least:g} to {most:g}.")
         return Chosen(self, tuple(values.items()))
 
-    def needs_sound(self) -> bool:
-        """It does nothing to a silent video."""
-        return self.layer == "audio" or (not self.picture and bool(self.sound))
+    def suits(self, facts: Facts) -> bool:
+        """Whether it does anything to a video like this: one of sound does not to a silent one, nor one that
+        takes time to one that is too short."""
+        if self.layer == "audio" and not facts.sample_rate:
+            return False
+        return all(span.fits(facts) for _, span in self.ranges)
 
 
 @dataclass(frozen=True, slots=True)

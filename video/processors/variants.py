@@ -28,10 +28,10 @@ if TYPE_CHECKING:  # with FFmpeg, which is only needed once there is something t
 VARIANT_SECONDS = 300.0
 """How long one variant may take; several that are made together, so many times as long."""
 MOST_TOGETHER = 4
-"""Variants that share a decoder: from one to four, decoding falls from 12 % of the work to 4 %; eight would
-save 1 % more, at twice the memory (benchmarks/bench_variants.py)."""
-WORKER_BYTES = 120e6
-VARIANT_BYTES_A_PIXEL = 110.0
+"""Variants that share a decoder: that takes 0.9 of what four alone would, of which a fifth would save little
+more, and hold as much memory as each before it (benchmarks/bench_variants.py)."""
+WORKER_BYTES = 75e6
+VARIANT_BYTES_A_PIXEL = 130.0
 """What a worker holds, and each variant that it makes at once besides (benchmarks/bench_variants.py)."""
 USUAL_PIXELS = 1280 * 720
 MEMORY_SHARE = 0.8
