@@ -332,15 +332,15 @@ def usable(one: Transformation) -> Transformation | None:
 
 def builds(one: Transformation) -> bool:
     """Whether its texts work here, found by building graphs from them and sending a frame through."""
-    middle = Chosen(one, tuple((name, span.middle) for name, span in one.ranges))
+    usual = Chosen(one, tuple((name, span.usual) for name, span in one.ranges))
     picture = VideoFrame(TRIED.width, TRIED.height, "rgb24" if one.space == "rgb" else "yuv420p")
     sound = AudioFrame("fltp", "stereo", 1024)
     sound.sample_rate = TRIED.sample_rate
     for frame in (picture, sound):
         frame.pts, frame.time_base = 0, Fraction(1, TRIED.sample_rate)
     try:
-        _send(middle.text(one.picture, TRIED, TRIED.seconds), picture)
-        _send(middle.text(one.sound, TRIED, TRIED.seconds), sound)
+        _send(usual.text(one.picture, TRIED, TRIED.seconds), picture)
+        _send(usual.text(one.sound, TRIED, TRIED.seconds), sound)
     except ConfigError:
         return False
     return True

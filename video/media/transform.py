@@ -71,8 +71,12 @@ class Range:
             )
 
     @property
-    def middle(self) -> float:
-        return round((self.low + self.high) / 2, self.digits)
+    def usual(self) -> float:
+        """Halfway from what changes nothing to what changes most; the middle where nothing is neutral."""
+        if self.neutral is None:
+            return round((self.low + self.high) / 2, self.digits)
+        far = max(self.high, self.low, key=lambda end: abs(end - self.neutral))  # type: ignore[operator]
+        return round(min(self.high, max(self.low, (self.neutral + far) / 2)), self.digits)
 
     def fits(self, facts: Facts) -> bool:
         """A time is one frame at least."""
