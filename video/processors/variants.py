@@ -145,7 +145,8 @@ class VideoProcessingManager:
     ) -> list[dict[str, Any]]:
         """Make variants of each input, in `output_dir`, called `NAME-variant-01.mp4` and so on.
 
-        The same seed gives the same variants on every engine; the numbers of variants make them differ.
+        The same seed gives the same variants on every engine; the numbers of variants make them differ. Those
+        that an earlier call has made of the same input, in that folder, are replaced.
 
         :param input_files: local videos.
         :param strategy: see `video.media.strategies`.
@@ -314,7 +315,8 @@ class _Watch:
             return
         for place in self._groups[event.index]:
             self._done[place] = max(self._done[place], min(1.0, event.fraction or 0.0))
-            emit(self._observers, replace(event, index=place))
+            # What is made again, softer, begins anew; who watches sees it stand meanwhile.
+            emit(self._observers, replace(event, index=place, fraction=self._done[place]))
         self._percent()
 
     def tell(self, group: Sequence[int], outcome: Outcome[list[Made]]) -> None:
