@@ -28,6 +28,8 @@ from video.media.encode import CLIP, Encoding
 from video.media.transform import Chosen, Facts
 from video.media.variants import facts_of
 
+pytestmark = pytest.mark.timeout(900)
+
 SECONDS = 4
 ROUNDS = 2
 TOGETHER, BATCH = 4, 8

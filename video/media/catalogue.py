@@ -1,7 +1,7 @@
 """The transformations that there are, in the order in which they stand in a chain.
 
 Ranges are mild, since a variant has up to 24 of them at once and is still to be watched. What has a cheap
-twin in YUV is not offered in RGB: the way there and back takes 2 ms a 720p frame by itself.
+twin in YUV is not offered in RGB: the way there and back takes 2.6 ms a 720p frame by itself.
 `cost` was measured by benchmarks/measure_transformations.py.
 """
 
