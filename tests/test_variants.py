@@ -482,6 +482,13 @@ def test_a_failure_is_exit_code_1_and_one_line(clip: Path, tmp_path: Path) -> No
     assert len(done.stdout.splitlines()) == 2
 
 
+def test_a_time_limit_that_the_engine_cannot_hold_is_wrong_usage(clip: Path, tmp_path: Path) -> None:
+    done = run("variants", clip, "--backend", "serial", "--timeout", 5, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "process" in done.stderr
+    assert files(tmp_path) == []
+
+
 def test_ctrl_c_leaves_nothing_unfinished(tmp_path: Path) -> None:
     source = write_sample(tmp_path / "in", seconds=20, size=(640, 360))
     command = [*VIDEO, "variants", str(source), "--count", "4", "--out", "out"]
