@@ -120,7 +120,7 @@ def test_seven_layer_says_the_layers(clip: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("floor", [0.9, 0.97])
 def test_enhanced_metrics_keeps_its_floor_and_reports(clip: Path, tmp_path: Path, floor: float) -> None:
-    manager = VideoProcessingManager(2)
+    manager = VideoProcessingManager(2, backend="thread")
     found = manager.process_variants_parallel(
         [clip], tmp_path, 2, "enhanced_metrics", seed=1, ssim_floor=floor
     )
@@ -234,6 +234,7 @@ def test_one_that_kills_its_worker_costs_itself_only(clip: Path, tmp_path: Path)
     assert files(tmp_path) == ["a.mp4", "c.mp4"]
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_ended_at_its_time(clip: Path, tmp_path: Path) -> None:
     engine = ConcurrentTransformationEngine(1, timeout=3)
     began = time.monotonic()
@@ -253,7 +254,9 @@ def test_a_variant_has_five_minutes() -> None:
 def test_a_bad_input_costs_its_own_variants_only(clip: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"nothing of the kind" * 50)
-    found = VideoProcessingManager(2).process_variants_parallel([bad, clip], tmp_path / "out", 2)
+    found = VideoProcessingManager(2, backend="thread").process_variants_parallel(
+        [bad, clip], tmp_path / "out", 2
+    )
     assert [one["status"] for one in found] == ["failed", "failed", "completed", "completed"]
     assert "bad.mp4" in found[0]["error"]
     assert len(files(tmp_path / "out")) == 2
@@ -277,7 +280,9 @@ def test_namesakes_have_names_of_their_own(clip: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / clip.name
     other.parent.mkdir()
     shutil.copy(clip, other)
-    found = VideoProcessingManager(2).process_variants_parallel([clip, other], tmp_path / "out", 1)
+    found = VideoProcessingManager(2, backend="thread").process_variants_parallel(
+        [clip, other], tmp_path / "out", 1
+    )
     assert len({one["output_path"] for one in found}) == 2
     assert len(files(tmp_path / "out")) == 2
 
@@ -347,7 +352,7 @@ def test_a_callback_that_raises_stops_nothing(clip: Path, tmp_path: Path) -> Non
     def broken(percent: float) -> None:
         raise RuntimeError("no")
 
-    (one,) = VideoProcessingManager(1).process_variants_parallel(
+    (one,) = VideoProcessingManager(1, backend="thread").process_variants_parallel(
         [clip], tmp_path, 1, progress_callback=broken
     )
     assert one["status"] == "completed"
@@ -355,7 +360,7 @@ def test_a_callback_that_raises_stops_nothing(clip: Path, tmp_path: Path) -> Non
 
 def test_observers_hear_of_each_variant(clip: Path, tmp_path: Path) -> None:
     heard_of: list[Event] = []
-    manager = VideoProcessingManager(2, observers=[heard_of.append])
+    manager = VideoProcessingManager(2, backend="thread", observers=[heard_of.append])
     manager.process_variants_parallel([clip], tmp_path, 3)
     ended = [event.index for event in heard_of if event.kind is Kind.ITEM_FINISHED]
     assert sorted(ended) == [0, 1, 2]
@@ -420,12 +425,16 @@ def test_the_service_works_as_a_class_and_as_an_object(service: Any, clip: Path,
     told: list[float] = []
     (one,) = service.create_multiple_variants_fast(
         input_path=clip, output_dir=tmp_path / "one", num_variants=1, strategy="standard", max_workers=1,
-        progress_callback=told.append,
+        progress_callback=told.append, backend="thread",
     )  # fmt: skip
     assert one["status"] == "completed"
     assert told[-1] == 100
     many = service.create_variants_batch_optimized(
-        input_files=[clip], output_base_dir=tmp_path / "many", variants_per_file=2, strategy="seven_layer"
+        input_files=[clip],
+        output_base_dir=tmp_path / "many",
+        variants_per_file=2,
+        strategy="seven_layer",
+        backend="thread",
     )
     assert [Path(one["output_path"]).exists() for one in many] == [True, True]
 
