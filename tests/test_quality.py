@@ -16,7 +16,8 @@ from av.video.frame import VideoFrame
 from tests.media_files import AUDIO_RATE, tone, write_audio, write_video
 from video.errors import ConfigError, InvalidMedia, SourceNotFound, UnsupportedMedia
 from video.media.cut import cut
-from video.media.quality import measure_quality, perceptual_hash
+from video.media.quality import measure_quality, perceptual_hash, similarity
+from video.media.render import Output, render
 
 
 def reencoded(source: Path, target: Path, crf: int, *, size: tuple[int, int] | None = None) -> Path:
@@ -134,6 +135,41 @@ def test_pictures_are_compared_by_time_where_rates_differ(tmp_path: Path) -> Non
     assert likeness is not None
     assert likeness.psnr == math.inf
     assert (likeness.frames, likeness.unmatched) == (80, 0)
+
+
+@pytest.mark.parametrize(
+    ("picture", "times"),
+    [("setpts=round(PTS/1.05)", {"speed": 1.05}), ("setpts='PTS+gt(N,0)*round(0.4/TB)'", {"lead": 0.4})],
+    ids=["speed", "lead"],
+)
+def test_each_picture_is_compared_with_the_one_it_was_made_from_at_other_times(
+    picture: str, times: dict[str, float], samples: list[Path], tmp_path: Path
+) -> None:
+    other = tmp_path / "other.mp4"
+    render(samples[0], [Output(other, picture, None)])
+    right, wrong = (measure_quality(other, samples[0], **one).likeness for one in (times, {}))
+    assert right is not None
+    assert wrong is not None
+    assert right.unmatched == 0
+    assert right.ssim_worst > 0.9 > wrong.ssim_worst
+
+
+@pytest.mark.parametrize("times", [{"speed": 0.0}, {"speed": math.nan}, {"lead": -1.0}])
+def test_times_that_make_no_sense_are_refused(times: dict[str, float], samples: list[Path]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(times))):
+        measure_quality(samples[0], samples[0], **times)
+
+
+def test_similarity_is_that_of_the_pairs() -> None:
+    dice = np.random.default_rng(3)
+    one, other = (
+        VideoFrame.from_ndarray(dice.integers(0, 255, (64, 64), np.uint8), "gray").reformat(format="yuv420p")
+        for _ in range(2)
+    )
+    assert similarity([(one, one)] * 3) == 1.0
+    assert similarity([(one, one), (one, other)]) == pytest.approx((1 + similarity([(one, other)])) / 2)
+    with pytest.raises(ConfigError, match="no pair"):
+        similarity([])
 
 
 def test_pictures_beyond_the_end_of_the_reference_are_counted(tmp_path: Path) -> None:

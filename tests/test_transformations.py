@@ -284,7 +284,7 @@ def test_a_silent_video_has_no_audio_layer() -> None:
         for strategy, (least, _) in strategies.COUNTS.items():
             chosen = strategies.choose(strategy, FACTS._replace(sample_rate=0), seed, 1)
             assert len(chosen) >= least
-            assert not any(one.of.needs_sound() for one in chosen)
+            assert not any(one.of.layer == "audio" for one in chosen)
             assert fuse.fuse(chosen, FACTS._replace(sample_rate=0)).sound == ""
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from video.cli.common import (
     SOME_FAILED_EXIT,
     STOPPED_EXIT,
+    config_of,
     counted,
     engine_options,
     go_on,
@@ -101,6 +102,7 @@ def variants(
     sources, notes = expand(inputs, leave_out=out)
     if not sources:
         raise click.UsageError("; ".join(notes) or "the list names no video")
+    config_of(backend, workers, timeout)  # what is wrong there is said at once
     for note in notes:
         say(people(), note, "failed:")
     if dry_run:

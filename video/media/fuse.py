@@ -23,7 +23,7 @@ from video.media.transform import PLACES, Chosen, Facts, timing
 REFERENCE_PIXELS = 1280 * 720
 # Not planar RGB: where a width is no multiple of 16, libswscale leaves up to 8 of its columns black.
 RGB, YUV = "format=rgb24", "format=yuv420p"
-CONVERSION_COST = 1.1
+CONVERSION_COST = 1.3
 """Milliseconds for a 720p frame, one way (benchmarks/measure_transformations.py)."""
 
 _TITLES = {

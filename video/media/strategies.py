@@ -18,6 +18,7 @@ from typing import Literal, get_args
 
 from video.errors import ConfigError
 from video.media import catalogue
+from video.media.fuse import CONVERSION_COST
 from video.media.transform import LAYERS, Chosen, Facts, Transformation
 
 Strategy = Literal["standard", "seven_layer", "enhanced_metrics"]
@@ -40,14 +41,12 @@ def choose(
     facts: Facts,
     seed: int,
     number: int,
-    known: Mapping[str, Transformation] | None = None,
 ) -> tuple[Chosen, ...]:
     """The transformations of one variant, as drawn: those of `enhanced_metrics` are still to be measured.
 
     A silent video has none of the audio layer.
 
     :param number: of the variant, which makes it another than its neighbours.
-    :param known: to choose from; None: all that work here.
     :raises ConfigError: for an unknown strategy.
     """
     if strategy not in get_args(Strategy):
@@ -55,15 +54,15 @@ def choose(
         raise ConfigError(f"is {strategy!r}", subject="strategy", cure=f"Use one of: {names}.")
     least, most = COUNTS[strategy]  # type: ignore[index]  # it is one of them
     dice = random.Random(f"{seed}/{strategy}/{number}")  # noqa: S311  # it hides nothing
-    choice = list((known or catalogue.available()).values())
-    if not facts.sample_rate:
-        choice = [one for one in choice if not one.needs_sound()]
+    choice = [one for one in catalogue.available().values() if one.suits(facts)]
     count = dice.randint(least, most)
     dice.shuffle(choice)
     families: dict[str, Transformation] = {}
 
     def take(one: Transformation) -> None:
-        if one.cost + sum(other.cost for other in families.values()) <= BUDGET:
+        row = [one, *families.values()]
+        turned = 2 * CONVERSION_COST if any(each.space == "rgb" for each in row) else 0.0
+        if turned + sum(each.cost for each in row) <= BUDGET:
             families.setdefault(_family(one), one)
 
     if strategy == "seven_layer":

@@ -71,8 +71,18 @@ class Range:
             )
 
     @property
-    def middle(self) -> float:
-        return round((self.low + self.high) / 2, self.digits)
+    def usual(self) -> float:
+        """Halfway from what changes nothing to what changes most; the middle where nothing is neutral."""
+        if self.neutral is None:
+            return round((self.low + self.high) / 2, self.digits)
+        far = max(self.high, self.low, key=lambda end: abs(end - self.neutral))  # type: ignore[operator]
+        return round(min(self.high, max(self.low, (self.neutral + far) / 2)), self.digits)
+
+    def fits(self, facts: Facts) -> bool:
+        """A time is one frame at least."""
+        if self.length_share is None:
+            return True
+        return min(self.low, self.length_share * facts.seconds) * facts.rate >= 1
 
     def draw(self, dice: random.Random, facts: Facts) -> float:
         value = dice.uniform(self.low, self.high)
@@ -169,9 +179,12 @@ class Transformation:
                 raise ConfigError(f"{name} is {value:g}", subject=self.name, cure=f"{least:g} to {most:g}.")
         return Chosen(self, tuple(values.items()))
 
-    def needs_sound(self) -> bool:
-        """It does nothing to a silent video."""
-        return self.layer == "audio" or (not self.picture and bool(self.sound))
+    def suits(self, facts: Facts) -> bool:
+        """Whether it does anything to a video like this: one of sound does not to a silent one, nor one that
+        takes time to one that is too short."""
+        if self.layer == "audio" and not facts.sample_rate:
+            return False
+        return all(span.fits(facts) for _, span in self.ranges)
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,7 +169,7 @@ def worker_count(cpus: int, memory: float, pixels: int, work: float) -> int:
     :param work: seconds that all of it takes one CPU.
 
     >>> worker_count(8, memory=1e9, pixels=1280 * 720, work=60.0)
-    4
+    5
     """
     each = WORKER_BYTES + VARIANT_BYTES_A_PIXEL * pixels
     return int(max(1, min(cpus, memory // each, work // START_SECONDS)))

@@ -39,8 +39,8 @@ class EnginePlan:
 
     def __str__(self) -> str:
         count = sum(map(len, self.groups))
-        times = f"decoded {len(self.groups)} times, on up to {self.workers} workers"
-        lines = [f"{self.source}: {count} outputs, {times}"]
+        times = f"times decoded {len(self.groups)}, workers {self.workers} at most"
+        lines = [f"{self.source}: outputs {count}, {times}"]
         for number, group in enumerate(self.groups, 1):
             lines.append(f"group {number}: {len(group)} together")
             lines += [f"  {line}" for fused in group for line in str(fused).splitlines()]
@@ -50,7 +50,7 @@ class EnginePlan:
 class ConcurrentTransformationEngine:
     """Runs lists of transformations, each list as one fused graph, several outputs of a source together.
 
-    A list holds names (then with the middle of each range), dicts of `name` and `parameters` as results have
+    A list holds names (then with usual parameters), dicts of `name` and `parameters` as results have
     them, or `video.media.transform.Chosen`. Its order is no part of its meaning: crops and downscales go
     first, then work in YUV, then work in RGB, with one way into RGB and back at most.
 
@@ -131,7 +131,7 @@ def _one(said: Said) -> Chosen:
         return said
     if isinstance(said, str):
         of = catalogue.get(said)
-        return of.at(**{name: span.middle for name, span in of.ranges})
+        return of.at(**{name: span.usual for name, span in of.ranges})
     if isinstance(said, Mapping) and "name" in said:
         return catalogue.get(said["name"]).at(**said.get("parameters", {}))
     raise ConfigError(

@@ -28,10 +28,10 @@ if TYPE_CHECKING:  # with FFmpeg, which is only needed once there is something t
 VARIANT_SECONDS = 300.0
 """How long one variant may take; several that are made together, so many times as long."""
 MOST_TOGETHER = 4
-"""Variants that share a decoder: from one to four, decoding falls from 12 % of the work to 4 %; eight would
-save 1 % more, at twice the memory (benchmarks/bench_variants.py)."""
-WORKER_BYTES = 120e6
-VARIANT_BYTES_A_PIXEL = 110.0
+"""Variants that share a decoder: that takes 0.9 of what four alone would, of which a fifth would save little
+more, and hold as much memory as each before it (benchmarks/bench_variants.py)."""
+WORKER_BYTES = 75e6
+VARIANT_BYTES_A_PIXEL = 130.0
 """What a worker holds, and each variant that it makes at once besides (benchmarks/bench_variants.py)."""
 USUAL_PIXELS = 1280 * 720
 MEMORY_SHARE = 0.8
@@ -145,7 +145,8 @@ class VideoProcessingManager:
     ) -> list[dict[str, Any]]:
         """Make variants of each input, in `output_dir`, called `NAME-variant-01.mp4` and so on.
 
-        The same seed gives the same variants on every engine; the numbers of variants make them differ.
+        The same seed gives the same variants on every engine; the numbers of variants make them differ. Those
+        that an earlier call has made of the same input, in that folder, are replaced.
 
         :param input_files: local videos.
         :param strategy: see `video.media.strategies`.
@@ -314,7 +315,8 @@ class _Watch:
             return
         for place in self._groups[event.index]:
             self._done[place] = max(self._done[place], min(1.0, event.fraction or 0.0))
-            emit(self._observers, replace(event, index=place))
+            # What is made again, softer, begins anew; who watches sees it stand meanwhile.
+            emit(self._observers, replace(event, index=place, fraction=self._done[place]))
         self._percent()
 
     def tell(self, group: Sequence[int], outcome: Outcome[list[Made]]) -> None:

@@ -1,0 +1,27 @@
+"""Five variants of a video that stay near it, and the plan of one list of transformations.
+
+python examples/variants.py talk.mp4
+"""
+
+import sys
+
+from video import ConcurrentTransformationEngine, FFmpegTransformationService
+
+
+def main(path: str) -> None:
+    found = FFmpegTransformationService.create_multiple_variants_fast(
+        path, "variants", num_variants=5, strategy="enhanced_metrics",
+        progress_callback=lambda percent: print(f"{percent:.0f} %", end="\r", file=sys.stderr),
+    )  # fmt: skip
+    for one in found:
+        if one["error"] is None:
+            print(f"{one['output_path']}: SSIM {one['measures']['ssim']:.3f}")
+        else:
+            print(f"{one['variant_id']} failed: {one['error']}")
+
+    engine = ConcurrentTransformationEngine()
+    print(engine.plan(path, [["vignette", "crop", "speed", "bass"]]))
+
+
+if __name__ == "__main__":  # worker processes may import this file
+    main(sys.argv[1])
