@@ -18,7 +18,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from video import scope
-from video.errors import ConfigError, InvalidMedia, OutputError, UnsupportedMedia, VideoError
+from video.errors import ConfigError, InvalidMedia, MediaError, OutputError, UnsupportedMedia, VideoError
 from video.media import base, reencode, remux, splice
 from video.media.encode import CONTAINERS, Written, muxer
 from video.media.nal import Unspliceable
@@ -112,19 +112,16 @@ def cut(
         span = (zero + Fraction(start), zero + Fraction(end))
         if mode == "smart":
             done = _splice(container, part, source, *span, as_stored=as_stored)
-            if done.written is not None and (problem := _problem(part, done.written, decodes=False)):
-                done = _Done(None, "exact", f"the check failed: {problem}")
-            written = done.written or _encode_all(part, source, *span)
         else:
-            written = _write(container, part, source, mode, *span)
-            done = _Done(written, mode, "as asked")
+            done = _Done(_write(container, part, source, mode, *span), mode, "as asked")
+        written = done.written or _encode_all(part, source, *span)
         if written.first < zero:
             raise UnsupportedMedia(
                 "hides its beginning by an edit list, which a copy would show",
                 subject=source,
                 cure="Use mode exact, or start later.",
             )
-        if problem := _problem(part, written, decodes=mode == "copy"):
+        if not done.spans and (problem := _problem(part, written, decodes=mode == "copy")):
             raise _refused(problem, source, output, mode)
         size = part.stat().st_size
     first, end = float(written.first - zero), float(written.end - zero)
@@ -165,7 +162,7 @@ class _Done:
     mode: Mode
     reason: str
     spans: tuple[Span, ...] = ()
-    """Of a plan that was carried out; empty: one, over all of it."""
+    """Of a plan that was carried out, and checked; empty: one, over all of it."""
     tick: Fraction = Fraction(1)
     """Seconds: what they count in."""
 
@@ -173,7 +170,7 @@ class _Done:
 def _splice(
     container: InputContainer, part: Path, source: str, start: Fraction, end: Fraction, *, as_stored: bool
 ) -> _Done:
-    """Write a clip as planned, if the plan is to copy something and the result passes its check."""
+    """Write a clip as planned, if the plan is to copy something and the result passes all checks."""
     video, audio = base.video_stream(container), _audio_stream(container)
     try:
         job = splice.prepare(container, video, start, end, as_stored=as_stored)
@@ -183,9 +180,11 @@ def _splice(
         with muxer(part, source) as out:
             written = splice.write(container, out, video, audio, job, start, end)
         splice.check(part, job)
-    except Unspliceable as error:
+        if problem := _problem(part, written, decodes=False):
+            raise Unspliceable(f"the check failed: {problem}")
+    except (Unspliceable, MediaError) as error:  # to encode all may still do
         scope.remove(str(part))
-        return _Done(None, "exact", str(error))
+        return _Done(None, "exact", f"it {error.cause}" if isinstance(error, MediaError) else str(error))
     return _Done(written, plan.mode, plan.reason, plan.spans, plan.tick)
 
 
@@ -245,6 +244,21 @@ def _problem(part: Path, written: Written, *, decodes: bool) -> str:
 
     :param decodes: look whether its first picture can be decoded, which whoever only copies does not know.
     """
+    try:
+        return _difference(part, written) or (
+            "" if not decodes or _begins(part) else "its first pictures cannot be decoded"
+        )
+    except MediaError as error:
+        return f"it {error.cause}"
+
+
+def _begins(part: Path) -> bool:
+    """Whether one of its first pictures can be decoded."""
+    with base.open_input(part) as container:
+        return first_frame(container, base.video_stream(container)) is not None
+
+
+def _difference(part: Path, written: Written) -> str:
     wanted = written.last - written.first
     with base.open_input(part, header_only=True) as container:
         video = base.video_stream(container)
@@ -257,10 +271,6 @@ def _problem(part: Path, written: Written, *, decodes: bool) -> str:
             return f"it lasts {length:.3f} s where {float(wanted):.3f} s were written"
         if written.sound and not container.streams.audio:
             return "its audio is missing"
-    if decodes:
-        with base.open_input(part) as container:
-            if first_frame(container, base.video_stream(container)) is None:
-                return "its first pictures cannot be decoded"
     return ""
 
 
