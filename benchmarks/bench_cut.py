@@ -1,13 +1,15 @@
-"""What cutting costs: CPU seconds for 10 clips of 5 or 20 s, against the `ffmpeg` command line.
+"""What cutting costs: CPU seconds for 10 clips of 5 or 20 s, against the `ffmpeg` command line and moviepy.
 
-Both encode with libx264 and AAC at the same settings (a note says what x264 itself wrote of them), and write
+All encode with libx264 and AAC at the same settings (a note says what x264 itself wrote of them), and write
 the same times of the same file to MP4 with its index in front. Ours cuts all clips in one warm process, as a
-worker does; the peer is one command for each clip, as people write it. A round is one clip on either side.
-What our process costs beside its cuts, once, is in the notes.
+worker does, and so does moviepy, whose ffmpeg processes count; the ffmpeg command line is a loop of one
+command for each clip, as people write it. A round is one clip on either side. What our process costs beside
+its cuts, once, is in the notes. moviepy is left out where it is not installed (`pip install ".[peers]"`).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import resource
@@ -15,7 +17,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import cycle
 from pathlib import Path
 
@@ -31,7 +33,8 @@ SPARSE_KEYS = [0, 10, 12, 20, 25, 35, 38, 48, 50, 60]
 """Seconds: groups of 2 to 10 s, as recorders and websites write them."""
 EXACT_PASSES = 1
 COPY_PASSES = 5
-TARGETS = {"exact": 1.0, "copy": 0.6, "smart": 0.15, "cheaper plan": 1.05}
+TARGETS = {"exact": 1.0, "copy": 0.6, "smart": 0.15, "cheaper plan": 1.05, "sheet": 0.15}
+PICTURES = 12
 
 WORKER = """
 import json, sys, time
@@ -39,22 +42,41 @@ started = time.process_time()
 from video import resources, scope
 from video.media import smart, splice
 from video.media.cut import cut
+from video.media.stills import contact_sheet
 usual = smart.usual_costs
 def dear(*kind, **more):
     costs = usual(*kind, **more)
     return smart.Costs(costs.decode, costs.encode, 1e9, costs.copy, costs.splice)
 print(json.dumps([started, time.process_time() - started]), flush=True)
 for line in sys.stdin:
-    threads, *call = json.loads(line)
+    threads, job, *call = json.loads(line)
     smart.usual_costs = usual
     if call[-1] == "splice at any price":
         smart.usual_costs, call[-1] = dear, "smart"
     before = time.process_time()
     with scope.entered(scope.Slot(threads or resources.usable_cpus())):
-        cut(*call)
+        {"cut": cut, "sheet": contact_sheet}[job](*call)
     print(json.dumps(time.process_time() - before), flush=True)
 """
 """`time.process_time` counts all threads of the process."""
+
+MOVIEPY = """
+import json, os, sys, time
+started = time.process_time()
+from moviepy import VideoFileClip
+print(json.dumps([started, time.process_time() - started]), flush=True)
+for line in sys.stdin:
+    source, output, start, end = json.loads(line)
+    before = sum(os.times()[:4])
+    with VideoFileClip(source) as film, film.subclipped(start, end) as clip:
+        clip.write_videofile(
+            output, codec="libx264", preset="veryfast", audio_codec="aac", audio_bitrate="128k",
+            logger=None, temp_audiofile_path=os.path.dirname(output),
+            ffmpeg_params=["-crf", "20", "-movflags", "+faststart"],
+        )
+    print(json.dumps(sum(os.times()[:4]) - before), flush=True)
+"""
+"""Its own processes count from when they have ended, which they have when a clip is written."""
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +118,22 @@ def test_cut(
     def command() -> float:
         return run_counted(command_line(source, theirs, *next(their_clips), theirs_is, threads))
 
-    with worker() as (cut, started, imported):
+    peers: dict[str, Callable[[], float]] = {"ffmpeg": command}
+    with ExitStack() as stack:
+        work, started, imported = stack.enter_context(worker(WORKER))
+        if mode == "exact" and threads is None and importlib.util.find_spec("moviepy"):
+            film, _, _ = stack.enter_context(worker(MOVIEPY))
+            film_clips = cycle(clips)
+            peers["moviepy"] = lambda: film(str(source), str(tmp_path / "film.mp4"), *next(film_clips))
         versus(
-            (name, lambda: cut(threads, str(source), str(mine), *next(my_clips), mode)),
-            {"ffmpeg": command},
+            (name, lambda: work(threads, "cut", str(source), str(mine), *next(my_clips), mode)),
+            peers,
             rounds=passes * len(CLIPS),
             meter=reported,
             statistic=ten_clips,
-            target=TARGETS[mode],
+            target={"ffmpeg": TARGETS[mode]},
         )
-    row = table.rows[-1]
+    row = next(row for row in table.rows if (row.ours, row.peer) == (name, "ffmpeg"))
     whole = (started + imported + row.our_figure) / row.peer_figure
     table.notes.append(
         f"{name}: {whole:.2f} with the interpreter's start ({started:.2f} s) "
@@ -120,12 +148,12 @@ def test_a_smart_cut_takes_the_cheaper_plan(versus: Versus, table: Table, tmp_pa
     source = make_source(tmp_path, keys=SPARSE_KEYS)
     my_clips, their_clips = cycle(CLIPS), cycle(CLIPS)
     taken: list[str] = []
-    with worker() as (cut, _, _):
+    with worker(WORKER) as (work, _, _):
 
         def plans() -> float:
             clip = next(their_clips)
             figures = {
-                mode: cut(None, str(source), str(tmp_path / "theirs.mp4"), *clip, mode)
+                mode: work(None, "cut", str(source), str(tmp_path / "theirs.mp4"), *clip, mode)
                 for mode in ("exact", "splice at any price")
             }
             taken.append(min(figures, key=figures.__getitem__))
@@ -134,7 +162,7 @@ def test_a_smart_cut_takes_the_cheaper_plan(versus: Versus, table: Table, tmp_pa
         versus(
             (
                 "smart, sparse key frames",
-                lambda: cut(None, str(source), str(tmp_path / "mine.mp4"), *next(my_clips), "smart"),
+                lambda: work(None, "cut", str(source), str(tmp_path / "mine.mp4"), *next(my_clips), "smart"),
             ),
             {"cheaper plan": plans},
             rounds=len(CLIPS),
@@ -145,27 +173,50 @@ def test_a_smart_cut_takes_the_cheaper_plan(versus: Versus, table: Table, tmp_pa
     table.notes.append(f"smart, sparse key frames: to encode all was cheaper {taken.count('exact')} times")
 
 
+def test_contact_sheet(versus: Versus, table: Table, source: Path, tmp_path: Path) -> None:
+    """Twelve pictures of a minute; the peer decodes it all, as its usual command does."""
+    sheet = [
+        "-vf",
+        f"fps={PICTURES}/60,scale=320:-2,tile=4x3",
+        "-frames:v",
+        "1",
+        str(tmp_path / "theirs.png"),
+    ]
+    command = [FFMPEG, "-v", "error", "-nostdin", "-y", "-i", str(source), *sheet]
+    with worker(WORKER) as (work, _, _):
+        versus(
+            (
+                f"contact sheet, {PICTURES} pictures of 60 s",
+                lambda: work(None, "sheet", str(source), str(tmp_path / "mine.png"), PICTURES),
+            ),
+            {"ffmpeg": lambda: run_counted(command)},
+            rounds=5,
+            meter=reported,
+            target=TARGETS["sheet"],
+        )
+
+
 def ten_clips(times: list[float]) -> float:
     size = len(CLIPS)
     return statistics.median(sum(times[at : at + size]) for at in range(0, len(times), size))
 
 
 @contextmanager
-def worker() -> Iterator[tuple[Callable[..., float], float, float]]:
-    """A process that cuts; each call returns its CPU seconds. Beside it: those of its start and imports."""
+def worker(program: str) -> Iterator[tuple[Callable[..., float], float, float]]:
+    """A process that works; each call returns its CPU seconds. Beside it: those of its start and imports."""
     with subprocess.Popen(
-        [sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         into, out = process.stdin, process.stdout
 
-        def cut(*call: object) -> float:
+        def work(*call: object) -> float:
             print(json.dumps(call), file=into, flush=True)
             return float(json.loads(out.readline()))
 
         started, imported = json.loads(out.readline())
-        yield cut, started, imported
+        yield work, started, imported
 
 
 def run_counted(line: list[str]) -> float:

@@ -95,6 +95,11 @@ def test_a_response_tells_what_is_in_the_file(
         assert (clip.width, clip.height) == (video.width, video.height) == (160, 90)
         assert clip.reasons
         assert 0 <= clip.score <= 1
+        assert clip.mode == "smart"
+        assert clip.reason.endswith("frames can be copied")
+        assert {span.kind for span in clip.spans} == {"copy", "encode"}
+        assert sum(span.frames for span in clip.spans) == clip.frames
+        assert (clip.spans[0].start, clip.spans[-1].end) == (clip.start, clip.end)
         assert last <= clip.start < clip.end <= 9.001
         assert clip.end - clip.start <= 3.001
         last = clip.end
@@ -586,6 +591,16 @@ def test_odd_but_sound_videos_give_clips_that_hold_all_their_frames(
         assert numbers(clip.path) == list(range(hidden, 50)), source.name
         assert clip.width % 2 == clip.height % 2 == 0
         assert (clip.width < clip.height) == ("turned" in source.name)
+
+
+def test_what_a_player_would_have_to_turn_is_encoded_upright_and_says_so(
+    processor: VideoClipProcessor, tmp_path: Path
+) -> None:
+    source = write_video(tmp_path / "turned.mp4", rotation=90, frames=100)
+    (response,) = processor.process_batch_parallel([ask(source, tmp_path / "out", count=1)])
+    (clip,) = response.clips
+    assert (clip.mode, clip.reason) == ("exact", "players have to turn its pictures by 90 degrees")
+    assert [span.kind for span in clip.spans] == ["encode"]
 
 
 def test_a_header_without_a_duration_is_no_obstacle(processor: VideoClipProcessor, tmp_path: Path) -> None:

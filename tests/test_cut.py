@@ -358,6 +358,23 @@ def test_copy_says_which_container_cannot_hold_a_codec(tmp_path: Path) -> None:
     assert in_folder(tmp_path) == {"a.mov"}
 
 
+def test_copy_of_pictures_that_no_decoder_takes_is_refused(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "a.mp4")
+    data = bytearray(source.read_bytes())
+    at = data.index(b"avcC") + 4 + 8  # in the sequence set, after its kind
+    data[at : at + 6] = b"\x64\x00\x1f\xff\xff\xff"
+    source.write_bytes(data)
+    with pytest.raises(InvalidMedia, match=r"a\.mp4: .*its first pictures cannot be decoded"):
+        cut(source, tmp_path / "o.mp4", 0.5, 1, "copy")
+    assert in_folder(tmp_path) == {"a.mp4"}
+
+
+def test_copy_beyond_the_end_of_the_sound_is_silent(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "a.mp4", frames=100, sound=tone(0, 1, 1))
+    for suffix in ("mp4", "mkv"):
+        assert cut(source, tmp_path / f"o.{suffix}", 2, 3, "copy").frames > 24
+
+
 def test_copy_of_a_stream_without_times_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedMedia, match="has no timestamps to copy"):
         cut(write_video(tmp_path / "a.h264"), tmp_path / "o.mp4", 0.5, 1, "copy")

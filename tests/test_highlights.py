@@ -280,6 +280,13 @@ def test_sound_longer_than_the_pictures_does_not_lengthen_the_video(tmp_path: Pa
     assert len(signals.loudness) == 2
 
 
+def test_one_absurd_timestamp_is_an_error_and_does_not_fill_the_memory(tmp_path: Path) -> None:
+    times = [*(Fraction(n, 25) for n in range(20)), Fraction(10**13)]
+    source = write_video(tmp_path / "v.mkv", frames=21, times=times)
+    with pytest.raises(InvalidMedia, match=r"v\.mkv: has a picture at 10000000000000 s"):
+        measure_signals(source)
+
+
 def test_a_sample_video_gives_clips_with_reasons(tmp_path: Path) -> None:
     clips = find_highlights(write_sample(tmp_path, 0, seconds=20, size=(64, 36)), 3, 3, 8)
     assert len(clips) == 3

@@ -369,6 +369,21 @@ def test_cars_with_long_groups_are_spliced(tmp_path: Path) -> None:
     assert found.cut.frames == round(9.0 * 12.5)
 
 
+def test_natural_hevc_is_spliced(tmp_path: Path) -> None:
+    """A part of the talk in HEVC: encoded pictures are like those of the source, as everywhere."""
+    with av.open(str(shared("talk.mp4"))) as talk, av.open(str(tmp_path / "a.mp4"), "w") as out:
+        stream = out.add_stream("libx265", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
+        stream.options = {"preset": "superfast", "x265-params": HEVC.format(gop=25, open=1)}
+        for number, frame in zip(range(75), talk.decode(video=0), strict=False):
+            small = frame.reformat(640, 360, "yuv420p")
+            small.pts, small.time_base, small.pict_type = number, Fraction(1, 25), 0
+            out.mux(stream.encode(small))
+        out.mux(stream.encode(None))
+    found = smart(tmp_path / "a.mp4", tmp_path / "o.mp4", 0.4, 2.9)
+    assert found.cut.frames - found.copied > 15
+
+
 # What cannot be spliced
 
 

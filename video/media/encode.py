@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +16,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.error import ArgumentError, FFmpegError, InvalidDataError
 from av.filter import Graph
+from av.packet import Packet
 from av.stream import Stream
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
@@ -33,6 +34,9 @@ FORMATS = {**CONTAINERS, ".webm": "webm", ".gif": "gif"}
 
 _ROUNDING_SECONDS = Fraction(3, 1000)
 """Matroska rounds to milliseconds, both of two timestamps."""
+
+LOOKED_AT = 20
+"""Packets of a finished file that whoever checks it may look at."""
 
 _RGB, _BT709 = 0, 1  # AVColorSpace
 _HEVC = {"libx265", "hevc_nvenc", "hevc_qsv", "hevc_vaapi", "hevc_videotoolbox", "hevc_amf"}
@@ -386,25 +390,36 @@ def check(part: Path, output: Path, *, frames: int, seconds: Fraction, has_audio
         raise OutputError(f"failed the check after writing: {found}", subject=str(output), cure="Try again.")
 
 
-def problem(part: Path, *, frames: int, seconds: Fraction, has_audio: bool, decodes: bool = False) -> str:
+def problem(
+    part: Path,
+    *,
+    frames: int,
+    seconds: Fraction,
+    has_audio: bool,
+    look: Callable[[VideoStream, Sequence[Packet[Any]]], str] | None = None,
+) -> str:
     """Why a file does not read back as what was written; empty if all is well.
 
     :param seconds: from the first picture shown to the last.
-    :param decodes: look whether its first picture can be decoded, which whoever only copies does not know.
+    :param look: says what else is wrong with its first pictures; empty if nothing is.
     """
     with base.open_input(part, header_only=True) as container:
         video = base.video_stream(container)
         tick = base.fraction(video.time_base)
-        stamps = [packet.pts * tick for packet in base.packets(container, video) if packet.pts is not None]
+        stamps: list[Fraction] = []
+        first: list[Packet[Any]] = []
+        for packet in base.packets(container, video):
+            if packet.pts is not None:
+                stamps.append(packet.pts * tick)
+            if len(first) < LOOKED_AT:
+                first.append(packet)
         if len(stamps) != frames:
             return f"{len(stamps)} frames came out where {frames} were written"
         if abs(max(stamps) - min(stamps) - seconds) > max(_ROUNDING_SECONDS, tick):
             lasts = float(max(stamps) - min(stamps))
             return f"it lasts {lasts:.3f} s where {float(seconds):.3f} s were written"
+        if len(set(stamps)) != len(stamps):
+            return "some of its frames have one time"
         if has_audio and not container.streams.audio:
             return "its audio is missing"
-    if decodes:
-        with base.open_input(part) as container:
-            if probe.first_frame(container, base.video_stream(container)) is None:
-                return "its first pictures cannot be decoded"
-    return ""
+        return "" if look is None else look(video, first)

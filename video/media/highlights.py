@@ -35,6 +35,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from video.errors import ConfigError, InvalidMedia
 from video.media import base
+from video.media.probe import LONGEST_SECONDS
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -158,6 +159,12 @@ def measure_signals(source: str | os.PathLike[str]) -> Signals:
     def seconds(pts: float) -> float:
         return float(Fraction(pts) * tick - zero)
 
+    if (
+        seconds(end) > LONGEST_SECONDS
+    ):  # one damaged timestamp; tables of so many windows would fill the memory
+        cause = f"has a picture at {seconds(end):.0f} s, which is no time of a video"
+        raise InvalidMedia(cause, subject=os.fspath(source), cure="Repair it, or cut it by hand.")
+
     early = _off_grid(keys)
     duration = seconds(end)
     return Signals(
@@ -230,7 +237,7 @@ class _Levels:
                 piece = sound[:, first : first + step]
                 power = float(np.vdot(piece, piece))
                 window = math.floor((start + (first + piece.shape[1] / 2) / frame.sample_rate) / WINDOW)
-                if window < 0 or not math.isfinite(power):
+                if not 0 <= window < LONGEST_SECONDS / WINDOW or not math.isfinite(power):
                     continue
                 missing = window + 1 - len(self._power)
                 self._power += [0.0] * missing

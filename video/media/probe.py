@@ -25,7 +25,7 @@ from video.media import base
 # Bare streams have no header; FFmpeg guesses their duration from the bit rate, often wrong by half.
 _GUESSED_DURATION = {"h263", "h264", "hevc", "vvc", "m4v", "obu", "mpegvideo", "mjpeg"}
 
-_LONGEST_SECONDS = 30 * 86_400
+LONGEST_SECONDS = 30 * 86_400
 """A header that claims more than a month is taken to be damaged."""
 
 
@@ -197,7 +197,7 @@ def _stream_seconds(stream: VideoStream | AudioStream) -> Fraction | None:
 
 
 def _sane(seconds: Fraction | None) -> float | None:
-    return float(seconds) if seconds is not None and 0 < seconds < _LONGEST_SECONDS else None
+    return float(seconds) if seconds is not None and 0 < seconds < LONGEST_SECONDS else None
 
 
 def duration_seconds(path: str | os.PathLike[str]) -> float:

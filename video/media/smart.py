@@ -19,6 +19,7 @@ from video.models import Mode
 Kind = Literal["encode", "copy"]
 
 _LARGE = 1280 * 720
+"""Pixels of 720p."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +36,22 @@ class Costs:
     """Once for each place where a copied span meets an encoded one: encoder, check."""
 
 
-def usual_costs(codec: str, width: int, height: int, *, deep: bool = False) -> Costs:
-    """What frames of this kind cost, measured at 720p on one core and scaled with the size.
+# Decoding, encoding at an edge, and a splice, as shares of what encoding anew takes for a frame. Measured by
+# benchmarks/cut_costs.py at 720p and 360p (0.18 and 0.23, 0.55 and 0.79, 2.4 and 2.4; of HEVC 0.36 and 0.36,
+# 2.2 and 2.8, 5.3 and 4.2). Encoding a frame of 720p took 9 ms on a quiet core, copying one 0.02 to 0.06.
+_SHARES = {"h264": (0.2, 0.65, 2.4), "hevc": (0.36, 2.4, 4.7)}
+_EXACT, _COPY = 9.0, 0.05
 
-    Only their proportions matter: to encode an edge costs 0.6 of `exact` in H.264, and 7 times it in HEVC.
+
+def usual_costs(codec: str, width: int, height: int, *, deep: bool = False) -> Costs:
+    """What frames of this kind cost on one core, scaled with their size; only the proportions matter.
 
     :param deep: more than 8 bits a sample.
     """
-    size = width * height / _LARGE
-    decode, encode = (2.0, 5.7) if codec == "h264" else (2.5, 60.0)
+    exact = _EXACT * width * height / _LARGE
+    decode, encode, splice = (share * exact for share in _SHARES.get(codec, _SHARES["hevc"]))
     more = 1.5 if deep else 1.0
-    return Costs(decode * size * more, encode * size * more, 9.0 * size, 0.05, 10 * size)
+    return Costs(decode * more, encode * more, exact, _COPY, splice)
 
 
 @dataclass(frozen=True, slots=True)
