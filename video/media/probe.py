@@ -6,6 +6,7 @@ kept apart, and fields that repeat a header's claim end in `_from_header`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from dataclasses import asdict, dataclass
@@ -24,6 +25,8 @@ from video.media import base
 
 # Bare streams have no header; FFmpeg guesses their duration from the bit rate, often wrong by half.
 _GUESSED_DURATION = {"h263", "h264", "hevc", "vvc", "m4v", "obu", "mpegvideo", "mjpeg"}
+
+_FIRST_PACKETS = 100
 
 LONGEST_SECONDS = 30 * 86_400
 """A header that claims more than a month is taken to be damaged."""
@@ -161,16 +164,16 @@ def _video_info(container: InputContainer, stream: VideoStream) -> VideoInfo:
 
 def first_frame(container: InputContainer, stream: VideoStream) -> VideoFrame | None:
     """The first frame that decodes within the first packets, or None. Moves the reading position."""
-    for count, packet in enumerate(container.demux(stream)):
-        try:
-            frames = packet.decode()
-        except FFmpegError:  # a damaged beginning is no reason to refuse the header
-            frames = []
-        if frames:
-            return frames[0]
-        if count > 100:
-            break
-    return None
+    frames: list[VideoFrame] = []
+    with contextlib.suppress(InvalidMedia):  # a damaged beginning is no reason to refuse the header
+        for packet in itertools.islice(base.packets(container, stream), _FIRST_PACKETS):
+            with contextlib.suppress(FFmpegError):
+                frames = stream.decode(packet)
+            if frames:
+                return frames[0]
+    with contextlib.suppress(FFmpegError):
+        frames = stream.decode(None)
+    return frames[0] if frames else None
 
 
 def _audio_info(stream: AudioStream) -> AudioInfo:
