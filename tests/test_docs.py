@@ -100,7 +100,8 @@ def test_the_guide_names_every_setting_and_key() -> None:
 def test_the_readme_has_exactly_two_set_up_commands_and_ci_runs_both() -> None:
     section = README.split("## Set up")[1].split("\n## ")[0]
     commands = [line.split("#")[0].strip() for line in re.findall(r"```sh\n(.*?)```", section, re.DOTALL)]
-    assert commands == ["pip install . && video demo", 'pip install -e ".[dev]" && pytest -n 2 --dist loadfile']
+    tests = 'pip install -e ".[dev]" && pytest -n 2 --dist loadfile'
+    assert commands == ["pip install . && video demo", tests]
     ci = (ROOT / ".ci" / "run").read_text()
     assert '".[dev]" && pytest -n 2 --dist loadfile' in ci
     assert "video" in ci
