@@ -35,8 +35,10 @@ ENOUGH_ITEMS = 2
 FREE = 0.2
 """An item that holds the lock for less of its time, and was listened to for `FREE_SECONDS`, suits threads,
 however long it takes."""
-FREE_SECONDS = 0.0018
+FREE_SECONDS = 0.0045
 """Of one that never lets go by itself, nothing is heard for 5 ms."""
+WAIT_SECONDS = 0.0018
+"""The same for one that uses no CPU either."""
 WATCH_SECONDS = 0.1
 """The first look at progress comes no earlier."""
 FEW_ITEMS, FEW_SECONDS = 8, 1.0
@@ -237,7 +239,11 @@ class Auto:
         """The probe has seen enough. Items that fail tell nothing: the next ones may not."""
         if probe.items and not measured.items:
             return False
-        return (measured.gil < FREE and probe.heard >= FREE_SECONDS) or self._enough(probe)
+        if measured.gil < FREE:
+            waits = measured.cpu < selector.WAITS * measured.wall
+            if probe.heard >= (WAIT_SECONDS if waits else FREE_SECONDS):
+                return True
+        return self._enough(probe)
 
     def _short(self, probe: Probe, progress: Progress) -> Measured | None:
         """What items take at best, if even so no engine does what is left sooner than this thread."""
