@@ -30,7 +30,6 @@ from video.outcome import Outcome
 from video.plan import Choice
 from video.selector import Asked, Measured
 
-
 # What is chosen follows from measured work, and other programs may take the CPUs just then.
 pytestmark = pytest.mark.flaky(reruns=2)
 
