@@ -58,6 +58,19 @@ def drawn(seed: int) -> list[Chosen]:
     return [one.draw(dice, FACTS) for one in families.values()]
 
 
+def through(chosen: Chosen, sound: np.ndarray) -> np.ndarray:
+    """(samples,) float32 at 48 kHz that come out when such come in."""
+    frames = []
+    for at in range(0, len(sound), 4800):
+        frame = AudioFrame.from_ndarray(np.tile(sound[at : at + 4800], (2, 1)), "fltp", "stereo")
+        frame.sample_rate, frame.pts, frame.time_base = 48_000, at, Fraction(1, 48_000)
+        frames.append(frame)
+    end = timing((chosen,)).seconds(FACTS.seconds)
+    text = chosen.text(chosen.of.sound, FACTS, end)
+    chain = Chain(text, frames[0], "sample_fmts=fltp:sample_rates=48000")
+    return np.concatenate([out.to_ndarray()[0] for one in (*frames, None) for out in chain.push(one)])
+
+
 # The catalogue
 
 
@@ -90,19 +103,26 @@ def test_each_gives_pictures_of_a_sane_size_that_are_full_of_picture(name: str) 
 def test_each_gives_sound_of_its_length(name: str) -> None:
     tone = (0.2 * np.sin(np.arange(480_000) / 20)).astype(np.float32)
     for chosen in ends(SOUNDS[name]):
-        frames = []
-        for at in range(0, len(tone), 4800):
-            frame = AudioFrame.from_ndarray(np.tile(tone[at : at + 4800], (2, 1)), "fltp", "stereo")
-            frame.sample_rate, frame.pts, frame.time_base = 48_000, at, Fraction(1, 48_000)
-            frames.append(frame)
         end = timing((chosen,)).seconds(FACTS.seconds)
-        chain = Chain(
-            chosen.text(chosen.of.sound, FACTS, end), frames[0], "sample_fmts=fltp:sample_rates=48000"
-        )
-        heard = np.concatenate([out.to_ndarray()[0] for one in (*frames, None) for out in chain.push(one)])
+        heard = through(chosen, tone)
         assert len(heard) / 48_000 == pytest.approx(end, abs=0.05)
         assert np.isfinite(heard).all()
         assert 0.01 < np.abs(heard).max() < 1.0
+
+
+# Not those that change times on purpose, nor those that cut sound into windows and move each by a part of it.
+PROMPT = sorted(SOUNDS.keys() - {"trim_start", "trim_end", "hold_first", "speed", "pitch"})
+
+
+@pytest.mark.parametrize("name", PROMPT)
+def test_sound_keeps_its_place(name: str) -> None:
+    rate, start = FACTS.sample_rate, 24_000
+    wave = np.zeros(2 * rate, np.float32)
+    wave[start:] = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(len(wave) - start) / rate)
+    for chosen in ends(SOUNDS[name]):
+        out = through(chosen, wave)
+        began = int(np.argmax(np.abs(out) > 0.1 * np.abs(out).max()))
+        assert abs(began - start) < 0.002 * rate, f"{(began - start) / rate:.4f} s"
 
 
 def test_a_filter_that_this_build_lacks_gives_way_to_the_fallback() -> None:

@@ -268,7 +268,7 @@ _ALL = (
     ),
     Transformation(
         "volume", "audio", (("decibels", Range(-3.0, 2.0, 0.0, digits=1)),),
-        sound="volume={decibels}dB,alimiter=limit=0.95:level=0",
+        sound="volume={decibels}dB,alimiter=limit=0.95:level=0:latency=1",
     ),
     # What the file is like.
     Transformation(
