@@ -276,6 +276,23 @@ def test_an_input_is_never_written_over(clip: Path, tmp_path: Path) -> None:
     assert mine.read_bytes() == before
 
 
+def test_another_run_replaces_its_own_variants_and_no_file_of_anybody_else(
+    clip: Path, tmp_path: Path
+) -> None:
+    def names(count: int, seed: int) -> list[str]:
+        manager = VideoProcessingManager(1, backend="thread")
+        found = manager.process_variants_parallel([clip], tmp_path, count, seed=seed)
+        return [Path(one["output_path"]).name for one in found]
+
+    assert names(1, seed=0) == ["coast-variant-01.mp4"]
+    before = (tmp_path / "coast-variant-01.mp4").read_bytes()
+    (tmp_path / "coast-variant-02.mp4").write_bytes(b"of somebody else")
+    for _ in range(2):  # and what it has got instead, it keeps
+        assert names(2, seed=1) == ["coast-variant-01.mp4", "coast-variant-02-2.mp4"]
+    assert (tmp_path / "coast-variant-01.mp4").read_bytes() != before
+    assert (tmp_path / "coast-variant-02.mp4").read_bytes() == b"of somebody else"
+
+
 def test_namesakes_have_names_of_their_own(clip: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / clip.name
     other.parent.mkdir()

@@ -277,21 +277,28 @@ class Namer:
         """:raises OutputError: the names cannot be written down."""
         if self._book is None:
             self._book = Book(self._folder)
-        real = os.path.realpath(self._folder)
+        real, owner = os.path.realpath(self._folder), os.path.realpath(source)
 
-        def paths(name: str) -> list[str]:
-            return [
-                os.path.join(real, f"{name}-variant-{number:02d}.{format}") for number in range(1, count + 1)
-            ]
+        def there(file: str) -> bool:
+            return os.path.lexists(os.path.join(real, f"{file}.{format}"))
+
+        def clash(file: str) -> bool:
+            return os.path.join(real, f"{file}.{format}") in self._inputs
+
+        def files(name: str) -> list[str]:
+            return [f"{name}-variant-{number:02d}" for number in range(1, count + 1)]
 
         name = self._book.name(
-            Path(source).stem,
-            os.path.realpath(source),
-            f"variants {format}",
-            clash=lambda name: any(path in self._inputs for path in paths(name)),
-            there=lambda name: any(map(os.path.lexists, paths(name))),
-        )
-        return [self._folder / os.path.basename(path) for path in paths(name)]
+            Path(source).stem, owner, "variants",
+            clash=lambda name: any(map(clash, files(name))),
+            there=lambda name: any(map(there, files(name))),
+        )  # fmt: skip
+        # And each file by itself: of a name that an earlier run has had, others may stand here since.
+        mine = [
+            self._book.name(file, owner, f"variant {format}", clash=clash, there=there)
+            for file in files(name)
+        ]
+        return [self._folder / f"{file}.{format}" for file in mine]
 
 
 class _Watch:
