@@ -251,6 +251,29 @@ def test_a_variant_has_five_minutes() -> None:
         assert inspect.signature(call).parameters["timeout"].default == 300
 
 
+def test_an_input_that_comes_twice_is_made_once_and_answered_twice(clip: Path, tmp_path: Path) -> None:
+    link = tmp_path / "links" / clip.name
+    link.parent.mkdir()
+    link.symlink_to(clip)
+    heard_of: list[Event] = []
+    manager = VideoProcessingManager(2, backend="thread", observers=[heard_of.append])
+    found = manager.process_variants_parallel([clip, link, clip], tmp_path / "out", 1)
+    assert [one["input_path"] for one in found] == [str(clip), str(link), str(clip)]
+    assert [one["error"] for one in found] == [None] * 3
+    assert len({one["output_path"] for one in found}) == 1
+    assert files(tmp_path / "out") == ["coast-variant-01.mp4"]
+    assert sorted(one.index for one in heard_of if one.kind is Kind.ITEM_FINISHED) == [0, 1, 2]
+
+
+def test_two_outputs_of_one_path_are_refused_before_anything_is_made(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "way").symlink_to("out")
+    outputs = {tmp_path / "out" / "x.mp4": ["hue"], tmp_path / "way" / "x.mp4": ["tint"]}
+    with pytest.raises(ConfigError, match="asked for twice"):
+        ConcurrentTransformationEngine(2, backend="thread").run(clip, outputs)
+    assert files(tmp_path / "out") == []
+
+
 def test_a_bad_input_costs_its_own_variants_only(clip: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"nothing of the kind" * 50)
@@ -313,6 +336,8 @@ def test_namesakes_have_names_of_their_own(clip: Path, tmp_path: Path) -> None:
         ({"ssim_floor": 1.5}, "ssim_floor"),
         ({"seed": "x"}, "seed"),
         ({"input_files": []}, "no input files"),
+        ({"input_files": "ab"}, "single"),
+        ({"input_files": Path("ab.mp4")}, "single"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(

@@ -160,6 +160,8 @@ class VideoProcessingManager:
             other.
         :raises ConfigError: for an argument that does not fit.
         """
+        if isinstance(input_files, str | bytes | os.PathLike):
+            raise ConfigError("input_files is a single one", cure="Put it into a list.")
         inputs = [os.path.abspath(one) for one in input_files]
         _check(inputs, variants_per_file, strategy, seed, ssim_floor, format)
         from video.media.variants import Wanted
@@ -181,13 +183,17 @@ class VideoProcessingManager:
     ) -> list[dict[str, Any]]:
         """Make variants that are chosen already.
 
-        :param row: the source of each, and what is wanted of it; those of one source stand together.
+        :param row: the source of each, and what is wanted of it; those of one source stand together. One that
+            comes twice is made once.
         :return: as `process_variants_parallel`.
+        :raises ConfigError: two different ones have one output.
         """
+        twins = _twins(row)
         watch = _Watch(len(row), self._observers, progress_callback)
         places: dict[str, list[int]] = {}
         for place, (source, _) in enumerate(row):
-            places.setdefault(source, []).append(place)
+            if place not in twins:
+                places.setdefault(source, []).append(place)
         made: dict[int, Made] = {}
         with Runner(self._timed(self._largest(places)), observers=[watch]) as runner:
             surveys = runner.map(survey, list(places), isolate=True)
@@ -203,6 +209,9 @@ class VideoProcessingManager:
         if alone:
             with Runner(self._timed(1), observers=[watch]) as runner:
                 self._batch(runner, row, alone, made, watch, again=False)
+        for place, first in twins.items():
+            made[place] = made[first]
+            watch.one(place, made[first].error is not None)
         watch.end()
         return [_told(source, wanted, made[place]) for place, (source, wanted) in enumerate(row)]
 
@@ -329,18 +338,19 @@ class _Watch:
     def tell(self, group: Sequence[int], outcome: Outcome[list[Made]]) -> None:
         """A group has ended."""
         for place, made in zip(group, outcome.value or (), strict=True):
-            self._one(place, made.error is not None)
+            self.one(place, made.error is not None)
 
     def give_up(self, group: Sequence[int], error: BaseException) -> None:
         for place in group:
-            self._one(place, failed=True)
+            self.one(place, failed=True)
 
     def end(self) -> None:
         """All is done."""
         self._done = [1.0] * self._total
         self._percent()
 
-    def _one(self, place: int, failed: bool) -> None:
+    def one(self, place: int, failed: bool) -> None:
+        """A variant has ended."""
         kind = Kind.ITEM_FAILED if failed else Kind.ITEM_FINISHED
         self._done[place] = 1.0
         emit(self._observers, Event(kind, "", self._total, index=place))
@@ -358,6 +368,26 @@ class _Watch:
                 self._progress(percent)
             except Exception:  # noqa: BLE001  # the caller's own, which must not end the batch
                 logger.exception("progress_callback failed at %.0f %%", percent)
+
+
+def _twins(row: Sequence[tuple[str, Wanted]]) -> dict[int, int]:
+    """The places of those that have come before, each with the first of its kind.
+
+    :raises ConfigError: two different ones have one output.
+    """
+    firsts: dict[str, int] = {}
+    twins = {}
+    for place, (source, wanted) in enumerate(row):
+        # Not where a link leads that stands there itself: what is written takes its place.
+        path = os.path.join(os.path.realpath(wanted.output.parent), wanted.output.name)
+        first = firsts.setdefault(path, place)
+        if first == place:
+            continue
+        other, before = row[first]
+        if os.path.realpath(other) != os.path.realpath(source) or before != wanted:
+            raise ConfigError("is asked for twice", subject=path, cure="Give each output its own name.")
+        twins[place] = first
+    return twins
 
 
 def _check(inputs: Sequence[str], count: int, strategy: str, seed: int, floor: float, format: str) -> None:
