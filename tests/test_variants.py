@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 
 from tests.conftest import shared
-from tests.media_files import onset, shown, tone, write_video
+from tests.media_files import FLASH, onset, shown, tone, write_video
 from tests.test_cli import ENVIRONMENT, VIDEO, run
 from tests.waiting import until
 from video import ConcurrentTransformationEngine, FFmpegTransformationService, VideoProcessingManager
@@ -175,6 +176,19 @@ def test_picture_and_sound_end_where_the_plan_says(row: list[str], tmp_path: Pat
     if "frame_rate" not in row:
         frame = next(float(one.seconds) for one in shown(tmp_path / "out.mp4") if one.number == 50)
         assert frame == pytest.approx((2.0 - start) / speed + lead, abs=0.002)
+
+
+def test_a_fade_ends_with_the_pictures_though_sound_goes_on(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "in.mkv", frames=[FLASH] * 50, sound=tone(0, 20, 20))
+    engine = ConcurrentTransformationEngine(1, backend="thread")
+    said = {"name": "fade_out", "parameters": {"fade": 0.6}}
+    (one,) = engine.run(source, {tmp_path / "out.mp4": [said]})
+    assert one["error"] is None
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        light = [float(frame.to_ndarray(format="gray").mean()) for frame in container.decode(video=0)]
+    assert len(light) == 50
+    assert min(light[:30]) > 200
+    assert light[-1] < 50
 
 
 def test_what_is_turned_and_has_long_pixels_is_upright(tmp_path: Path) -> None:

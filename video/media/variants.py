@@ -83,7 +83,8 @@ def facts_of(path: str | os.PathLike[str]) -> Facts:
             rate = audio.codec_context.sample_rate
             sample_rate = rate if rate in (av.Codec("aac", "w").audio_rates or []) else 48_000
         rate_of_frames = base.frame_rate(video) or USUAL_RATE
-    seconds = probe.duration_seconds(path)
+    # Not from the header: many name the length of the whole alone, and sound may go on after the pictures.
+    seconds = probe.measure(path).duration_seconds
     return Facts(width, height, rate_of_frames, seconds, sample_rate, os.path.basename(path))
 
 

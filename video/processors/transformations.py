@@ -106,7 +106,8 @@ class ConcurrentTransformationEngine:
         :param progress_callback: told the percentage that is done.
         :return: a dict for each, in order, as of `VideoProcessingManager.process_variants_parallel`; one that
             failed stops no other.
-        :raises ConfigError, UnknownName, UnsupportedMedia: a list cannot be used, or two outputs are one file.
+        :raises ConfigError, UnknownName, UnsupportedMedia: a list cannot be used, or two outputs are
+            one file.
         """
         from video.media.variants import Wanted
 
