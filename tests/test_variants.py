@@ -29,9 +29,9 @@ from video.media import catalogue, fuse, strategies
 from video.media.probe import measure
 from video.media.sample import write_sample
 from video.media.transform import LAYERS, Chosen, Transformation
-from video.media.variants import facts_of
+from video.media.variants import Made, facts_of
 from video.processors.service import worker_count
-from video.processors.variants import VARIANT_SECONDS, sizes, together
+from video.processors.variants import VARIANT_SECONDS, Task, make_variants, sizes, together
 
 KEYS = {
     "variant_id", "status", "processing_time", "file_size", "output_path", "input_path", "strategy", "seed",
@@ -257,6 +257,36 @@ def test_one_that_hangs_is_ended_at_its_time(clip: Path, tmp_path: Path) -> None
     assert [one["status"] for one in found] == ["failed", "completed"]
     assert "3 s" in found[0]["error"]
     assert files(tmp_path) == ["b.mp4"]
+
+
+@pytest.mark.parametrize(("memory", "wanted"), [(8e9, [(2, 200)]), (1e6, [(1, 100), (1, 100)])])
+def test_a_group_has_as_long_as_its_own_size_says(
+    memory: float,
+    wanted: list[tuple[int, float]],
+    clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def watched(task: Task) -> list[Made]:
+        seen.append((len(task.wanted), task.limit))
+        return make_variants(task)
+
+    monkeypatch.setattr("video.processors.variants.make_variants", watched)
+    manager = VideoProcessingManager(1, backend="serial", timeout=100)
+    manager.memory_bytes = memory
+    found = manager.process_variants_parallel([clip], tmp_path, 2)
+    assert [one["error"] for one in found] == [None, None]
+    assert seen == wanted
+
+
+def test_a_variant_ends_at_its_time_where_nobody_can_end_it(clip: Path, tmp_path: Path) -> None:
+    manager = VideoProcessingManager(1, backend="serial", timeout=0.05)
+    found = manager.process_variants_parallel([clip], tmp_path, 2, seed=1)
+    assert [one["status"] for one in found] == ["failed", "failed"]
+    assert "longer than its limit of 0.05 s" in found[0]["error"]
+    assert files(tmp_path) == []
 
 
 def test_a_variant_has_five_minutes() -> None:

@@ -47,13 +47,15 @@ class Task(NamedTuple):
 
     source: str
     wanted: tuple[Wanted, ...]
+    limit: float | None = None
+    """Seconds for all of them."""
 
 
 def make_variants(task: Task) -> list[Made]:
     """Do one task, in a worker."""
     from video.media.variants import make
 
-    return make(task.source, task.wanted)
+    return make(*task)
 
 
 def survey(source: str) -> Facts:
@@ -128,6 +130,7 @@ class VideoProcessingManager:
             # Encoders that share their work among other numbers of threads write other bytes.
             threads_per_worker=1,
             preload=("video.media.variants",),
+            # Nobody can end what runs in this thread; but tasks look at the clock themselves.
             timeout=None if backend == BackendType.SERIAL else timeout,
         )
 
@@ -231,7 +234,10 @@ class VideoProcessingManager:
         :return: those, each in a group of its own.
         """
         watch.begin(groups)
-        tasks = [Task(row[group[0]][0], tuple(row[place][1] for place in group)) for group in groups]
+        tasks = [
+            Task(row[group[0]][0], tuple(row[place][1] for place in group), self._limit(len(group)))
+            for group in groups
+        ]
         alone: list[list[int]] = []
         for outcome in runner.stream(make_variants, tasks, ordered=False, isolate=True):
             group = groups[outcome.index]
@@ -250,9 +256,17 @@ class VideoProcessingManager:
         return alone
 
     def _timed(self, largest: int) -> ParallelConfig:
-        """:param largest: group; it has as long as its variants have together."""
+        """The engine's own limit is one for all groups, the largest one's: it ends what hangs, where tasks
+        cannot look at the clock themselves.
+
+        :param largest: size that a group may have.
+        """
         config = self._config
-        return config if config.timeout is None else replace(config, timeout=config.timeout * largest)
+        return config if config.timeout is None else replace(config, timeout=self._limit(largest))
+
+    def _limit(self, size: int) -> float | None:
+        """Seconds that a group of this size has."""
+        return None if self._timeout is None else self._timeout * size
 
     def _largest(self, places: Mapping[str, Sequence[int]]) -> int:
         each = math.ceil(self.max_workers / max(1, len(places)))
