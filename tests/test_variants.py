@@ -23,6 +23,7 @@ from tests.media_files import FLASH, onset, shown, tone, write_video
 from tests.test_cli import ENVIRONMENT, VIDEO, run
 from tests.waiting import until
 from video import ConcurrentTransformationEngine, FFmpegTransformationService, VideoProcessingManager
+from video.cli.variants import preview
 from video.errors import ConfigError, SourceNotFound, UnknownName
 from video.events import Event, Kind
 from video.media import catalogue, fuse, strategies
@@ -475,6 +476,17 @@ def test_a_plan_shows_groups_and_their_graphs(clip: Path) -> None:
     text = str(plan)
     assert "outputs 6, times decoded 2, workers 2 at most" in text
     assert text.index("crop_wide") < text.index("vignette") < text.index("curve")
+
+
+def test_whoever_plans_opens_no_source_itself(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its header may end the process that reads it; workers do not see what is set here."""
+    monkeypatch.setattr("video.media.variants.facts_of", lambda _: pytest.fail("opened here"))
+    plan = ConcurrentTransformationEngine(1).plan(clip, [["hue"]])
+    assert "hue" in str(plan)
+    assert preview([str(clip)], 1, "standard", 0, None, "auto", None) == 0
+    assert "variant 1" in capsys.readouterr().out
 
 
 def test_a_plan_of_nothing_is_empty(clip: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from video import resources
 from video.config import BackendType, ParallelConfig
-from video.errors import ConfigError, ItemCancelled
+from video.errors import ConfigError, ItemCancelled, VideoError
 from video.events import Event, Kind, Observer, emit, logger
 from video.models import Problem
 from video.outcome import Outcome
@@ -180,6 +180,14 @@ class VideoProcessingManager:
                 for number, path in enumerate(outputs, 1)
             ]
         return self.run(row, progress_callback)
+
+    def facts(self, sources: Sequence[str]) -> list[Outcome[Facts]]:
+        """What plans depend on of each source, looked at in workers that a damaged one may end."""
+        with Runner(self._timed(1)) as runner:
+            found = runner.map(survey, sources, isolate=True)
+        for source, one in zip(sources, found, strict=True):
+            _name(one.error, source)
+        return found
 
     def run(
         self, row: Sequence[tuple[str, Wanted]], progress_callback: Progress | None = None
@@ -423,12 +431,15 @@ def _check(inputs: Sequence[str], count: int, strategy: str, seed: int, floor: f
 
 def _lost(error: BaseException, source: str, seconds: float = 0.0) -> Made:
     """What became of a variant whose task has failed."""
-    from video.errors import VideoError
     from video.media.variants import Made
 
+    _name(error, source)
+    return Made(error=Problem.of(error), seconds=seconds)
+
+
+def _name(error: BaseException | None, source: str) -> None:
     if isinstance(error, VideoError) and error.subject is None:
         error.subject = source  # a time limit or a dead worker does not know what it was about
-    return Made(error=Problem.of(error), seconds=seconds)
 
 
 def _told(source: str, wanted: Wanted, made: Made) -> dict[str, Any]:
