@@ -78,6 +78,13 @@ def test_pictures_too_small_for_the_blocks_of_xpsnr_are_measured_without(
     assert (found.returncode, found.stdout.split()) == (0, ["1.0", str(xpsnr)]), found.stderr
 
 
+def test_pictures_too_small_for_the_blocks_of_ssim_are_refused(tmp_path: Path) -> None:
+    small = write_video(tmp_path / "small.mp4", frames=5, size=(64, 14))
+    assert measure_quality(small).frames == 5
+    with pytest.raises(UnsupportedMedia, match="64x14"):
+        measure_quality(small, small)
+
+
 def test_the_errors_are_those_that_the_pixels_have(samples: list[Path], tmp_path: Path) -> None:
     worse = reencoded(samples[0], tmp_path / "worse.mp4", 38)
     pairs = zip(planes(samples[0]), planes(worse), strict=True)

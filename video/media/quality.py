@@ -32,7 +32,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation
 
 from video import scope
-from video.errors import ConfigError, InvalidMedia
+from video.errors import ConfigError, InvalidMedia, UnsupportedMedia
 from video.media import base
 from video.media.encode import Fit
 from video.media.seek import FrameDecoder
@@ -50,6 +50,8 @@ FROZEN = "n=-60dB:d=0.5"
 """A span of 0.5 s whose pictures differ by less than a thousandth of full."""
 
 JUDGES = (("ssim", None), ("psnr", None), ("xpsnr", None))
+SSIM_SIDE = 15
+"""SSIM looks at blocks of 8 x 8, of colour too, which has half the picture's sides."""
 XPSNR_PIXELS = 45 * 45
 """Below it, the side of the blocks that XPSNR weighs, 4 * round(32 * sqrt(pixels / (3840 * 2160))), is 0, by
 which FFmpeg's filter divides: that ends the process."""
@@ -118,7 +120,8 @@ def measure_quality(
     :param lead: seconds for which the video's first picture stands before it goes on.
     :raises ConfigError: for an `offset` or a `lead` that is no time, or a `speed` that is none.
     :raises SourceNotFound, SourceError: a file cannot be read.
-    :raises InvalidMedia, UnsupportedMedia: it has no picture that can be decoded, or no two to compare.
+    :raises InvalidMedia, UnsupportedMedia: it has no picture that can be decoded, or no two to compare, or
+        those of the reference have a side below 15.
     :raises ItemCancelled: this item has been given up.
     """
     for name, value in (("offset", offset), ("lead", lead)):
@@ -272,6 +275,12 @@ class _Pictures:
         if sampled:
             self._distances.append(int(np.count_nonzero(perceptual_hash(frame) != perceptual_hash(other))))
         if self._beside is None:
+            if min(other.width, other.height) < SSIM_SIDE:
+                assert self._reference is not None
+                raise UnsupportedMedia(
+                    f"has pictures of {other.width}x{other.height}",
+                    subject=self._reference.name, cure=f"Compare such with sides of {SSIM_SIDE} or more.",
+                )  # fmt: skip
             self._beside = _Chain(*JUDGES)
         other.pts, other.time_base = frame.pts, TICK
         for words in self._beside.push(frame, other):
