@@ -15,11 +15,14 @@ from tests.media_files import tone, write_video
 from tests.mutations import mutated
 from video import ParallelConfig, Runner
 from video.errors import VideoError
-from video.media import base, smart
+from video.media import base, codecs, smart, strategies
 from video.media.cut import cut
+from video.media.fuse import fuse
 from video.media.highlights import find_highlights
 from video.media.probe import measure, probe
+from video.media.render import Output, render
 from video.media.stills import contact_sheet
+from video.media.variants import facts_of
 from video.models import Mode
 
 FILES = 500
@@ -53,6 +56,9 @@ def frames_of(path: Path) -> list[float]:
 
 
 WELL = "well"
+VARIED = 4
+"""Of so many files, one has a variant too."""
+SMALL = codecs.encoding("webm", "vp9", "low")[0]
 
 
 class Trial:
@@ -78,6 +84,8 @@ class Trial:
             "exact": lambda: self.clip(source, 0.3, 0.8, "exact"),
             "encode": lambda: self.clip(source, 0, 3600, "exact"),
         }
+        if seed // len(self.sources) % VARIED == 0:  # some of each kind
+            jobs["variant"] = lambda: self.variant(source, seed)
         found = {}
         for name, job in jobs.items():
             try:
@@ -88,6 +96,25 @@ class Trial:
         source.unlink()
         source.with_suffix(".png").unlink(missing_ok=True)
         return found
+
+    def variant(self, source: Path, seed: int) -> str:
+        """A variant, and the same pictures in another codec, by one decoder.
+
+        :raises AssertionError: it says that all is well, and that is not so.
+        """
+        facts = facts_of(source)
+        plan = fuse(strategies.choose("standard", facts, seed, 1), facts)
+        mp4, webm = (self.folder / f"{source.stem}-variant{kind}" for kind in (".mp4", ".webm"))
+        outputs = [Output(mp4, plan.picture, plan.sound, plan.encoding), Output(webm, encoding=SMALL)]
+        try:
+            for result in render(source, outputs):
+                if isinstance(result, Exception):
+                    raise result
+                assert len(frames_of(result.path)) == result.frames
+        finally:
+            mp4.unlink(missing_ok=True)
+            webm.unlink(missing_ok=True)
+        return WELL
 
     def clip(self, source: Path, start: float, end: float, mode: Mode) -> str:
         """How it was made.
@@ -128,6 +155,8 @@ def test_damaged_files_end_in_an_error_of_ours_or_in_clips_that_decode(tmp_path:
         ("smart", "smart"),
         ("copy", "copy"),
         ("encode", "exact"),
+        ("variant", WELL),
     ):
-        assert FILES / 10 < ends[name, well] < FILES * 0.9, "damage that spoils nothing, or all, tests little"
+        files = FILES / VARIED if name == "variant" else FILES
+        assert files / 10 < ends[name, well] < files * 0.9, "damage that spoils nothing, or all, tests little"
     assert not list(work.iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from av.video.frame import VideoFrame
 
 from tests.media_files import AUDIO_RATE, tone, write_audio, write_video
+from tests.test_cli import ENVIRONMENT
 from video.errors import ConfigError, InvalidMedia, SourceNotFound, UnsupportedMedia
 from video.media.cut import cut
 from video.media.quality import measure_quality, perceptual_hash, similarity
@@ -60,6 +62,29 @@ def test_a_video_is_the_same_as_itself(samples: list[Path]) -> None:
     assert (likeness.frames, likeness.unmatched) == (len(planes(samples[0])), 0)
 
 
+@pytest.mark.parametrize(("size", "xpsnr"), [((16, 16), None), ((46, 44), None), ((64, 32), "inf")])
+def test_pictures_too_small_for_the_blocks_of_xpsnr_are_measured_without(
+    size: tuple[int, int], xpsnr: str | None, tmp_path: Path
+) -> None:
+    write_video(tmp_path / "tiny.mp4", frames=5, size=size)
+    # In a process of its own, which FFmpeg's filter would end.
+    program = (
+        "from video.media.quality import measure_quality as measure;"
+        "likeness = measure('tiny.mp4', 'tiny.mp4').likeness; print(likeness.ssim, likeness.xpsnr)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert (found.returncode, found.stdout.split()) == (0, ["1.0", str(xpsnr)]), found.stderr
+
+
+def test_pictures_too_small_for_the_blocks_of_ssim_are_refused(tmp_path: Path) -> None:
+    small = write_video(tmp_path / "small.mp4", frames=5, size=(64, 14))
+    assert measure_quality(small).frames == 5
+    with pytest.raises(UnsupportedMedia, match="64x14"):
+        measure_quality(small, small)
+
+
 def test_the_errors_are_those_that_the_pixels_have(samples: list[Path], tmp_path: Path) -> None:
     worse = reencoded(samples[0], tmp_path / "worse.mp4", 38)
     pairs = zip(planes(samples[0]), planes(worse), strict=True)
@@ -102,7 +127,7 @@ def test_what_is_encoded_worse_is_less_like_its_source_but_shows_the_same(
     ]
     assert all(found)
     for measure in ("ssim", "psnr", "xpsnr"):
-        values = [getattr(one, measure) for one in found]
+        values: list[float] = [getattr(one, measure) for one in found]
         assert values == sorted(values, reverse=True)
         assert len(set(values)) == 3
     assert max(one.hash_distance for one in found if one) < 10

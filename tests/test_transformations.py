@@ -14,6 +14,7 @@ from av.video.frame import VideoFrame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.media_files import tone
 from video.errors import ConfigError, UnknownName
 from video.media import catalogue, fuse, strategies
 from video.media.chain import Chain
@@ -58,6 +59,33 @@ def drawn(seed: int) -> list[Chosen]:
     return [one.draw(dice, FACTS) for one in families.values()]
 
 
+def heard_of(chosen: Chosen, sound: np.ndarray) -> np.ndarray:
+    """What one makes of a sound."""
+    end = timing((chosen,)).seconds(FACTS.seconds)
+    return through(chosen.text(chosen.of.sound, FACTS, end), sound)
+
+
+def through(text: str, sound: np.ndarray) -> np.ndarray:
+    """(samples,) float32 at 48 kHz that come out of filters when such come in."""
+    frames = []
+    for at in range(0, len(sound), 4800):
+        frame = AudioFrame.from_ndarray(np.tile(sound[at : at + 4800], (2, 1)), "fltp", "stereo")
+        frame.sample_rate, frame.pts, frame.time_base = 48_000, at, Fraction(1, 48_000)
+        frames.append(frame)
+    chain = Chain(text, frames[0], "sample_fmts=fltp:sample_rates=48000")
+    return np.concatenate([out.to_ndarray()[0] for one in (*frames, None) for out in chain.push(one)])
+
+
+def beep(start: float) -> np.ndarray:
+    """Half a second of a tone in three of silence."""
+    return tone(start, 0.5, 3.0)
+
+
+def begins(sound: np.ndarray) -> float:
+    """Seconds before it is heard."""
+    return float(np.argmax(np.abs(sound) > 0.1 * np.abs(sound).max())) / FACTS.sample_rate
+
+
 # The catalogue
 
 
@@ -88,21 +116,34 @@ def test_each_gives_pictures_of_a_sane_size_that_are_full_of_picture(name: str) 
 
 @pytest.mark.parametrize("name", SOUNDS)
 def test_each_gives_sound_of_its_length(name: str) -> None:
-    tone = (0.2 * np.sin(np.arange(480_000) / 20)).astype(np.float32)
+    hum = (0.2 * np.sin(np.arange(480_000) / 20)).astype(np.float32)
     for chosen in ends(SOUNDS[name]):
-        frames = []
-        for at in range(0, len(tone), 4800):
-            frame = AudioFrame.from_ndarray(np.tile(tone[at : at + 4800], (2, 1)), "fltp", "stereo")
-            frame.sample_rate, frame.pts, frame.time_base = 48_000, at, Fraction(1, 48_000)
-            frames.append(frame)
         end = timing((chosen,)).seconds(FACTS.seconds)
-        chain = Chain(
-            chosen.text(chosen.of.sound, FACTS, end), frames[0], "sample_fmts=fltp:sample_rates=48000"
-        )
-        heard = np.concatenate([out.to_ndarray()[0] for one in (*frames, None) for out in chain.push(one)])
+        heard = heard_of(chosen, hum)
         assert len(heard) / 48_000 == pytest.approx(end, abs=0.05)
         assert np.isfinite(heard).all()
         assert 0.01 < np.abs(heard).max() < 1.0
+
+
+# Not those that change times on purpose, nor those that cut sound into windows and move each by a part of it.
+PROMPT = sorted(SOUNDS.keys() - {"trim_start", "trim_end", "hold_first", "speed", "pitch"})
+
+
+@pytest.mark.parametrize("name", PROMPT)
+def test_sound_keeps_its_place(name: str) -> None:
+    start = 0.5
+    for chosen in ends(SOUNDS[name]):
+        assert begins(heard_of(chosen, beep(start))) == pytest.approx(start, abs=0.002)
+
+
+@pytest.mark.parametrize("start", [0.7, 1.37, 2.0])
+def test_speed_and_pitch_together_move_sound_no_more_than_one_of_them(start: float) -> None:
+    speed = catalogue.get("speed").at(speed=0.98)
+    pitch = catalogue.usable(dataclasses.replace(catalogue.TRANSFORMATIONS["pitch"], sound="nosuch"))
+    assert pitch is not None
+    plan = fuse.fuse([speed, pitch.at(pitch=1.03), catalogue.get("hold_first").at(lead=0.2)], FACTS)
+    assert begins(through(plan.sound, beep(start))) == pytest.approx(start / 0.98 + 0.2, abs=0.005)
+    assert {one.name for one in plan.chosen} == {"speed", "pitch", "hold_first"}
 
 
 def test_a_filter_that_this_build_lacks_gives_way_to_the_fallback() -> None:

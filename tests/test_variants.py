@@ -15,22 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 
 from tests.conftest import shared
-from tests.media_files import onset, shown, tone, write_video
+from tests.media_files import FLASH, onset, shown, tone, write_video
 from tests.test_cli import ENVIRONMENT, VIDEO, run
 from tests.waiting import until
 from video import ConcurrentTransformationEngine, FFmpegTransformationService, VideoProcessingManager
+from video.cli.variants import preview
 from video.errors import ConfigError, SourceNotFound, UnknownName
 from video.events import Event, Kind
 from video.media import catalogue, fuse, strategies
 from video.media.probe import measure
 from video.media.sample import write_sample
 from video.media.transform import LAYERS, Chosen, Transformation
-from video.media.variants import facts_of
+from video.media.variants import Made, facts_of
 from video.processors.service import worker_count
-from video.processors.variants import VARIANT_SECONDS, sizes, together
+from video.processors.variants import VARIANT_SECONDS, Task, make_variants, sizes, together
 
 KEYS = {
     "variant_id", "status", "processing_time", "file_size", "output_path", "input_path", "strategy", "seed",
@@ -177,6 +179,19 @@ def test_picture_and_sound_end_where_the_plan_says(row: list[str], tmp_path: Pat
         assert frame == pytest.approx((2.0 - start) / speed + lead, abs=0.002)
 
 
+def test_a_fade_ends_with_the_pictures_though_sound_goes_on(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "in.mkv", frames=[FLASH] * 50, sound=tone(0, 20, 20))
+    engine = ConcurrentTransformationEngine(1, backend="thread")
+    said = {"name": "fade_out", "parameters": {"fade": 0.6}}
+    (one,) = engine.run(source, {tmp_path / "out.mp4": [said]})
+    assert one["error"] is None
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        light = [float(frame.to_ndarray(format="gray").mean()) for frame in container.decode(video=0)]
+    assert len(light) == 50
+    assert min(light[:30]) > 200
+    assert light[-1] < 50
+
+
 def test_what_is_turned_and_has_long_pixels_is_upright(tmp_path: Path) -> None:
     source = write_video(tmp_path / "in.mp4", frames=20, size=(160, 90), rotation=90)
     engine = ConcurrentTransformationEngine(1, backend="thread")
@@ -245,10 +260,63 @@ def test_one_that_hangs_is_ended_at_its_time(clip: Path, tmp_path: Path) -> None
     assert files(tmp_path) == ["b.mp4"]
 
 
+@pytest.mark.parametrize(("memory", "wanted"), [(8e9, [(2, 200)]), (1e6, [(1, 100), (1, 100)])])
+def test_a_group_has_as_long_as_its_own_size_says(
+    memory: float,
+    wanted: list[tuple[int, float]],
+    clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def watched(task: Task) -> list[Made]:
+        seen.append((len(task.wanted), task.limit))
+        return make_variants(task)
+
+    monkeypatch.setattr("video.processors.variants.make_variants", watched)
+    manager = VideoProcessingManager(1, backend="serial", timeout=100)
+    manager.memory_bytes = memory
+    found = manager.process_variants_parallel([clip], tmp_path, 2)
+    assert [one["error"] for one in found] == [None, None]
+    assert seen == wanted
+
+
+def test_a_variant_ends_at_its_time_where_nobody_can_end_it(clip: Path, tmp_path: Path) -> None:
+    manager = VideoProcessingManager(1, backend="serial", timeout=0.05)
+    found = manager.process_variants_parallel([clip], tmp_path, 2, seed=1)
+    assert [one["status"] for one in found] == ["failed", "failed"]
+    assert "longer than its limit of 0.05 s" in found[0]["error"]
+    assert files(tmp_path) == []
+
+
 def test_a_variant_has_five_minutes() -> None:
     assert VARIANT_SECONDS == 300
     for call in (VideoProcessingManager, ConcurrentTransformationEngine):
         assert inspect.signature(call).parameters["timeout"].default == 300
+
+
+def test_an_input_that_comes_twice_is_made_once_and_answered_twice(clip: Path, tmp_path: Path) -> None:
+    link = tmp_path / "links" / clip.name
+    link.parent.mkdir()
+    link.symlink_to(clip)
+    heard_of: list[Event] = []
+    manager = VideoProcessingManager(2, backend="thread", observers=[heard_of.append])
+    found = manager.process_variants_parallel([clip, link, clip], tmp_path / "out", 1)
+    assert [one["input_path"] for one in found] == [str(clip), str(link), str(clip)]
+    assert [one["error"] for one in found] == [None] * 3
+    assert len({one["output_path"] for one in found}) == 1
+    assert files(tmp_path / "out") == ["coast-variant-01.mp4"]
+    assert sorted(one.index for one in heard_of if one.kind is Kind.ITEM_FINISHED) == [0, 1, 2]
+
+
+def test_two_outputs_of_one_path_are_refused_before_anything_is_made(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "way").symlink_to("out")
+    outputs = {tmp_path / "out" / "x.mp4": ["hue"], tmp_path / "way" / "x.mp4": ["tint"]}
+    with pytest.raises(ConfigError, match="asked for twice"):
+        ConcurrentTransformationEngine(2, backend="thread").run(clip, outputs)
+    assert files(tmp_path / "out") == []
 
 
 def test_a_bad_input_costs_its_own_variants_only(clip: Path, tmp_path: Path) -> None:
@@ -276,6 +344,23 @@ def test_an_input_is_never_written_over(clip: Path, tmp_path: Path) -> None:
     assert mine.read_bytes() == before
 
 
+def test_another_run_replaces_its_own_variants_and_no_file_of_anybody_else(
+    clip: Path, tmp_path: Path
+) -> None:
+    def names(count: int, seed: int) -> list[str]:
+        manager = VideoProcessingManager(1, backend="thread")
+        found = manager.process_variants_parallel([clip], tmp_path, count, seed=seed)
+        return [Path(one["output_path"]).name for one in found]
+
+    assert names(1, seed=0) == ["coast-variant-01.mp4"]
+    before = (tmp_path / "coast-variant-01.mp4").read_bytes()
+    (tmp_path / "coast-variant-02.mp4").write_bytes(b"of somebody else")
+    for _ in range(2):  # and what it has got instead, it keeps
+        assert names(2, seed=1) == ["coast-variant-01.mp4", "coast-variant-02-2.mp4"]
+    assert (tmp_path / "coast-variant-01.mp4").read_bytes() != before
+    assert (tmp_path / "coast-variant-02.mp4").read_bytes() == b"of somebody else"
+
+
 def test_namesakes_have_names_of_their_own(clip: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / clip.name
     other.parent.mkdir()
@@ -296,6 +381,8 @@ def test_namesakes_have_names_of_their_own(clip: Path, tmp_path: Path) -> None:
         ({"ssim_floor": 1.5}, "ssim_floor"),
         ({"seed": "x"}, "seed"),
         ({"input_files": []}, "no input files"),
+        ({"input_files": "ab"}, "single"),
+        ({"input_files": Path("ab.mp4")}, "single"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(
@@ -389,6 +476,17 @@ def test_a_plan_shows_groups_and_their_graphs(clip: Path) -> None:
     text = str(plan)
     assert "outputs 6, times decoded 2, workers 2 at most" in text
     assert text.index("crop_wide") < text.index("vignette") < text.index("curve")
+
+
+def test_whoever_plans_opens_no_source_itself(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its header may end the process that reads it; workers do not see what is set here."""
+    monkeypatch.setattr("video.media.variants.facts_of", lambda _: pytest.fail("opened here"))
+    plan = ConcurrentTransformationEngine(1).plan(clip, [["hue"]])
+    assert "hue" in str(plan)
+    assert preview([str(clip)], 1, "standard", 0, None, "auto", None) == 0
+    assert "variant 1" in capsys.readouterr().out
 
 
 def test_a_plan_of_nothing_is_empty(clip: Path) -> None:

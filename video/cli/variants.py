@@ -106,7 +106,8 @@ def variants(
     for note in notes:
         say(people(), note, "failed:")
     if dry_run:
-        return max(preview(sources, count, strategy, seed), SOME_FAILED_EXIT if notes else 0)
+        code = preview(sources, count, strategy, seed, workers, backend, timeout)
+        return max(code, SOME_FAILED_EXIT if notes else 0)
 
     from video.processors.variants import VARIANT_SECONDS, VideoProcessingManager
     from video.telemetry.progress import ProgressBars
@@ -140,16 +141,20 @@ def variants(
     return SOME_FAILED_EXIT if failed or notes else 0
 
 
-def preview(sources: Sequence[str], count: int, strategy: str, seed: int) -> int:
+def preview(
+    sources: Sequence[str], count: int, strategy: str, seed: int, workers: int | None, backend: str,
+    timeout: float | None,
+) -> int:  # fmt: skip
     """Print the plan of each variant; the exit code."""
     from video.errors import VideoError
     from video.media import fuse, strategies
-    from video.media.variants import facts_of
+    from video.processors.variants import VARIANT_SECONDS, VideoProcessingManager
 
     code = 0
-    for source in sources:
+    manager = VideoProcessingManager(workers, backend=backend, timeout=timeout or VARIANT_SECONDS)
+    for found in manager.facts(sources):
         try:
-            facts = facts_of(source)
+            facts = found.unwrap()
             for number in range(1, count + 1):
                 chosen = strategies.choose(strategy, facts, seed, number)
                 click.echo(f"variant {number}: {fuse.fuse(chosen, facts)}")

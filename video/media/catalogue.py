@@ -268,7 +268,7 @@ _ALL = (
     ),
     Transformation(
         "volume", "audio", (("decibels", Range(-3.0, 2.0, 0.0, digits=1)),),
-        sound="volume={decibels}dB,alimiter=limit=0.95:level=0",
+        sound="volume={decibels}dB,alimiter=limit=0.95:level=0:latency=1",
     ),
     # What the file is like.
     Transformation(
@@ -292,6 +292,12 @@ _ALL = (
 
 TRANSFORMATIONS: Mapping[str, Transformation] = MappingProxyType({one.name: one for one in _ALL})
 """All of them, by name, whether this build of FFmpeg has their filters or not."""
+SPEED_AND_PITCH = Transformation(
+    "speed_and_pitch", "audio", (("speed", Range(0.95, 1.06, 1.0)), ("pitch", Range(0.97, 1.03, 1.0))),
+    sound="asetrate={sample_rate*pitch},aresample={sample_rate},"
+    "adelay={tempo_lag}:all=1,atempo={speed/pitch}",
+)  # fmt: skip
+"""What stands for the sound of `speed` and of the fallback of `pitch` in one chain."""
 PLACE_IN_CHAIN = {name: place for place, name in enumerate(TRANSFORMATIONS)}
 
 

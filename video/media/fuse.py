@@ -16,7 +16,7 @@ from fractions import Fraction
 from typing import Any
 
 from video.errors import ConfigError
-from video.media.catalogue import PLACE_IN_CHAIN
+from video.media.catalogue import PLACE_IN_CHAIN, SPEED_AND_PITCH, TRANSFORMATIONS
 from video.media.encode import CLIP, Encoding
 from video.media.transform import PLACES, Chosen, Facts, timing
 
@@ -122,7 +122,7 @@ def fuse(chosen: Iterable[Chosen], facts: Facts, encoding: Encoding = CLIP) -> F
         if title == "rgb":
             texts.append(YUV)
         stages.append(Stage(_TITLES[title], tuple(members), cost))
-    sounds = [one for one in row if one.of.sound] if facts.sample_rate else []
+    sounds = _one_tempo([one for one in row if one.of.sound]) if facts.sample_rate else []
     only_sound = tuple(one for one in row if one.of.sound and not one.of.picture)
     settings = tuple(one for one in row if one.of.encoding)
     stages += [
@@ -139,6 +139,20 @@ def fuse(chosen: Iterable[Chosen], facts: Facts, encoding: Encoding = CLIP) -> F
         conversions=conversions,
         seconds=end,
     )
+
+
+def _one_tempo(row: list[Chosen]) -> list[Chosen]:
+    """`atempo` moves what it takes apart by up to a part of its window, and two of them by twice that: where
+    there would be two, there is one."""
+    named = {one.name: one for one in row}
+    speed, pitch = named.get("speed"), named.get("pitch")
+    if speed is None or pitch is None:
+        return row
+    texts = speed.of.sound, pitch.of.sound
+    if texts != (TRANSFORMATIONS["speed"].sound, TRANSFORMATIONS["pitch"].fallback):
+        return row  # another filter, or the caller's own
+    both = Chosen(SPEED_AND_PITCH, speed.values + pitch.values)
+    return [both if one is speed else one for one in row if one is not pitch]
 
 
 def _place(one: Chosen) -> tuple[int, bool, int, str]:

@@ -32,7 +32,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation
 
 from video import scope
-from video.errors import ConfigError, InvalidMedia
+from video.errors import ConfigError, InvalidMedia, UnsupportedMedia
 from video.media import base
 from video.media.encode import Fit
 from video.media.seek import FrameDecoder
@@ -50,6 +50,11 @@ FROZEN = "n=-60dB:d=0.5"
 """A span of 0.5 s whose pictures differ by less than a thousandth of full."""
 
 JUDGES = (("ssim", None), ("psnr", None), ("xpsnr", None))
+SSIM_SIDE = 15
+"""SSIM looks at blocks of 8 x 8, of colour too, which has half the picture's sides."""
+XPSNR_PIXELS = 45 * 45
+"""Below it, the side of the blocks that XPSNR weighs, 4 * round(32 * sqrt(pixels / (3840 * 2160))), is 0, by
+which FFmpeg's filter divides: that ends the process."""
 
 Hash = npt.NDArray[np.bool_]
 
@@ -64,8 +69,9 @@ class Likeness:
     """Of the worst picture."""
     psnr: float
     """dB, from the mean square error over all pictures and planes; infinite where they are the same."""
-    xpsnr: float
-    """dB, of brightness, with errors weighted by how visible they are; infinite where they are the same."""
+    xpsnr: float | None
+    """dB, of brightness, with errors weighted by how visible they are; infinite where they are the same; None
+    for pictures of fewer than 2025 pixels, which have no blocks to weigh."""
     hash_distance: float
     """Bits of 64 by which the perceptual hashes differ, mean over one picture each second: a few are the same
     scene, about 32 are different ones."""
@@ -114,7 +120,8 @@ def measure_quality(
     :param lead: seconds for which the video's first picture stands before it goes on.
     :raises ConfigError: for an `offset` or a `lead` that is no time, or a `speed` that is none.
     :raises SourceNotFound, SourceError: a file cannot be read.
-    :raises InvalidMedia, UnsupportedMedia: it has no picture that can be decoded, or no two to compare.
+    :raises InvalidMedia, UnsupportedMedia: it has no picture that can be decoded, or no two to compare, or
+        those of the reference have a side below 15.
     :raises ItemCancelled: this item has been given up.
     """
     for name, value in (("offset", offset), ("lead", lead)):
@@ -268,6 +275,12 @@ class _Pictures:
         if sampled:
             self._distances.append(int(np.count_nonzero(perceptual_hash(frame) != perceptual_hash(other))))
         if self._beside is None:
+            if min(other.width, other.height) < SSIM_SIDE:
+                assert self._reference is not None
+                raise UnsupportedMedia(
+                    f"has pictures of {other.width}x{other.height}",
+                    subject=self._reference.name, cure=f"Compare such with sides of {SSIM_SIDE} or more.",
+                )  # fmt: skip
             self._beside = _Chain(*JUDGES)
         other.pts, other.time_base = frame.pts, TICK
         for words in self._beside.push(frame, other):
@@ -296,12 +309,12 @@ class _Pictures:
         count = len(self._ssim)
         square = self._square / count
         # Means of decibels would hide the worst, and of infinite ones there is none: by way of the errors.
-        weighted = sum(0.0 if math.isinf(one) else 10 ** (-one / 10) for one in self._xpsnr) / count
+        weighted = [0.0 if math.isinf(one) else 10 ** (-one / 10) for one in self._xpsnr]
         return Likeness(
             ssim=sum(self._ssim) / count,
             ssim_worst=min(self._ssim),
             psnr=_decibels(square / 255**2),
-            xpsnr=_decibels(weighted),
+            xpsnr=_decibels(sum(weighted) / len(weighted)) if weighted else None,
             hash_distance=sum(self._distances) / len(self._distances),
             frames=count,
             unmatched=self._unmatched,
@@ -314,7 +327,8 @@ class _Pictures:
     def _judge(self, words: dict[str, str]) -> None:
         self._ssim.append(float(words["lavfi.ssim.All"]))
         self._square += float(words["lavfi.psnr.mse_avg"])
-        self._xpsnr.append(float(words["lavfi.xpsnr.xpsnr.y"]))
+        if (weighted := words.get("lavfi.xpsnr.xpsnr.y")) is not None:
+            self._xpsnr.append(float(weighted))
 
 
 class _Chain:
@@ -372,7 +386,8 @@ class _Chain:
             for frame in frames
         ]
         self._sink = graph.add("buffersink")
-        filters = [graph.add(*one) for one in self._filters]
+        pixels = frames[-1].width * frames[-1].height
+        filters = [graph.add(*one) for one in self._filters if one[0] != "xpsnr" or pixels >= XPSNR_PIXELS]
         if len(frames) == 1:
             graph.link_nodes(self._sources[0], *filters, self._sink).configure()
             return

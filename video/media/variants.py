@@ -16,7 +16,7 @@ from typing import Any
 import av
 
 from video import scope
-from video.errors import ConfigError, OutputError
+from video.errors import ConfigError, ItemTimeout, OutputError
 from video.media import base, probe, strategies
 from video.media.fuse import Fused, fuse
 from video.media.near import Sample
@@ -83,19 +83,22 @@ def facts_of(path: str | os.PathLike[str]) -> Facts:
             rate = audio.codec_context.sample_rate
             sample_rate = rate if rate in (av.Codec("aac", "w").audio_rates or []) else 48_000
         rate_of_frames = base.frame_rate(video) or USUAL_RATE
-    seconds = probe.duration_seconds(path)
+    # Not from the header: many name the length of the whole alone, and sound may go on after the pictures.
+    seconds = probe.measure(path).duration_seconds
     return Facts(width, height, rate_of_frames, seconds, sample_rate, os.path.basename(path))
 
 
-def make(source: str, wanted: Sequence[Wanted]) -> list[Made]:
+def make(source: str, wanted: Sequence[Wanted], limit: float | None = None) -> list[Made]:
     """Make variants of one source together, by one decoder; what goes wrong with one is in its place.
 
+    :param limit: seconds that all may take together, looked at with every picture; None: no limit.
+    :raises ItemTimeout: they took longer; those that are not whole leave nothing.
     :raises SourceNotFound, SourceError, InvalidMedia, UnsupportedMedia: the source is of no use to any.
     :raises ItemCancelled: this item has been given up; no variant is left.
     """
     began = time.perf_counter()
     facts = facts_of(source)
-    work = _Work(source, facts, wanted)
+    work = _Work(source, facts, wanted, limit, began)
     with contextlib.ExitStack() as stack:
         for number in range(len(wanted)):
             work.plan(number, stack)
@@ -111,8 +114,11 @@ def make(source: str, wanted: Sequence[Wanted]) -> list[Made]:
 class _Work:
     """What is to be made of a source, and what has been; variants go by their place in the list."""
 
-    def __init__(self, source: str, facts: Facts, wanted: Sequence[Wanted]) -> None:
+    def __init__(
+        self, source: str, facts: Facts, wanted: Sequence[Wanted], limit: float | None, began: float
+    ) -> None:
         self._source, self._facts, self._wanted = source, facts, wanted
+        self._limit, self._began = limit, began
         self._sample: Sample | None = None
         measured = any(one.floor is not None for one in wanted)
         self._share = RENDERED if measured else 1.0
@@ -122,10 +128,19 @@ class _Work:
         """Of those that are still to be made."""
         self.made: dict[int, Made] = {}
 
+    def _report(self, done: float, words: str) -> None:
+        """:raises ItemTimeout: its time is up."""
+        if self._limit is not None and time.perf_counter() - self._began > self._limit:
+            raise ItemTimeout(
+                f"ran longer than its limit of {self._limit:g} s",
+                subject=self._source, cure="Raise `timeout`, or look at this input.",
+            )  # fmt: skip
+        scope.report(done, words)
+
     def plan(self, number: int, stack: contextlib.ExitStack) -> None:
         """Choose the transformations of a variant, and where it is written at first."""
         scope.check_cancelled()
-        scope.report(0.0, "choosing transformations")
+        self._report(0.0, "choosing transformations")
         one = self._wanted[number]
         try:
             if os.path.exists(one.output) and os.path.samefile(one.output, self._source):
@@ -158,7 +173,7 @@ class _Work:
         ]
         self._written = {}
         results = render(
-            self._source, outputs, progress=lambda done: scope.report(self._share * done, "encoding")
+            self._source, outputs, progress=lambda done: self._report(self._share * done, "encoding")
         )
         for number, result in zip(list(self.plans), results, strict=True):
             if isinstance(result, Exception):
@@ -177,7 +192,7 @@ class _Work:
             if one.floor is None:
                 self._end(number, measures=measures, bytes=written.bytes)
                 continue
-            scope.report(self._share + (1 - self._share) * count / len(self._written), "measuring")
+            self._report(self._share + (1 - self._share) * count / len(self._written), "measuring")
             try:
                 found = measures | measured(written.path, self._source, plan)
                 if found["ssim"] >= one.floor:

@@ -79,12 +79,14 @@ class ConcurrentTransformationEngine:
         :param outputs: the transformations of each.
         :raises ConfigError, UnknownName, UnsupportedMedia: a list cannot be used.
         :raises SourceNotFound, SourceError, InvalidMedia, UnsupportedMedia: the source cannot be.
+        :raises WorkerDied, ItemTimeout: it has ended the worker that looked at it, or held it up.
         """
         from video.media.fuse import fuse
-        from video.media.variants import facts_of
 
-        facts = facts_of(source)
-        fused = [fuse(_chosen(one), facts) for one in outputs]
+        lists = [_chosen(one) for one in outputs]
+        (found,) = self._manager.facts([os.path.abspath(source)])
+        facts = found.unwrap()
+        fused = [fuse(one, facts) for one in lists]
         workers = self._manager.max_workers
         most = together(facts.width * facts.height, workers, self._manager.memory_bytes)
         left = iter(fused)
@@ -106,7 +108,8 @@ class ConcurrentTransformationEngine:
         :param progress_callback: told the percentage that is done.
         :return: a dict for each, in order, as of `VideoProcessingManager.process_variants_parallel`; one that
             failed stops no other.
-        :raises ConfigError, UnknownName, UnsupportedMedia: a list cannot be used.
+        :raises ConfigError, UnknownName, UnsupportedMedia: a list cannot be used, or two outputs are
+            one file.
         """
         from video.media.variants import Wanted
 

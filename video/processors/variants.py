@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from video import resources
 from video.config import BackendType, ParallelConfig
-from video.errors import ConfigError, ItemCancelled
+from video.errors import ConfigError, ItemCancelled, VideoError
 from video.events import Event, Kind, Observer, emit, logger
 from video.models import Problem
 from video.outcome import Outcome
@@ -47,13 +47,15 @@ class Task(NamedTuple):
 
     source: str
     wanted: tuple[Wanted, ...]
+    limit: float | None = None
+    """Seconds for all of them."""
 
 
 def make_variants(task: Task) -> list[Made]:
     """Do one task, in a worker."""
     from video.media.variants import make
 
-    return make(task.source, task.wanted)
+    return make(*task)
 
 
 def survey(source: str) -> Facts:
@@ -128,6 +130,7 @@ class VideoProcessingManager:
             # Encoders that share their work among other numbers of threads write other bytes.
             threads_per_worker=1,
             preload=("video.media.variants",),
+            # Nobody can end what runs in this thread; but tasks look at the clock themselves.
             timeout=None if backend == BackendType.SERIAL else timeout,
         )
 
@@ -160,6 +163,8 @@ class VideoProcessingManager:
             other.
         :raises ConfigError: for an argument that does not fit.
         """
+        if isinstance(input_files, str | bytes | os.PathLike):
+            raise ConfigError("input_files is a single one", cure="Put it into a list.")
         inputs = [os.path.abspath(one) for one in input_files]
         _check(inputs, variants_per_file, strategy, seed, ssim_floor, format)
         from video.media.variants import Wanted
@@ -176,18 +181,30 @@ class VideoProcessingManager:
             ]
         return self.run(row, progress_callback)
 
+    def facts(self, sources: Sequence[str]) -> list[Outcome[Facts]]:
+        """What plans depend on of each source, looked at in workers that a damaged one may end."""
+        with Runner(self._timed(1)) as runner:
+            found = runner.map(survey, sources, isolate=True)
+        for source, one in zip(sources, found, strict=True):
+            _name(one.error, source)
+        return found
+
     def run(
         self, row: Sequence[tuple[str, Wanted]], progress_callback: Progress | None = None
     ) -> list[dict[str, Any]]:
         """Make variants that are chosen already.
 
-        :param row: the source of each, and what is wanted of it; those of one source stand together.
+        :param row: the source of each, and what is wanted of it; those of one source stand together. One that
+            comes twice is made once.
         :return: as `process_variants_parallel`.
+        :raises ConfigError: two different ones have one output.
         """
+        twins = _twins(row)
         watch = _Watch(len(row), self._observers, progress_callback)
         places: dict[str, list[int]] = {}
         for place, (source, _) in enumerate(row):
-            places.setdefault(source, []).append(place)
+            if place not in twins:
+                places.setdefault(source, []).append(place)
         made: dict[int, Made] = {}
         with Runner(self._timed(self._largest(places)), observers=[watch]) as runner:
             surveys = runner.map(survey, list(places), isolate=True)
@@ -203,6 +220,9 @@ class VideoProcessingManager:
         if alone:
             with Runner(self._timed(1), observers=[watch]) as runner:
                 self._batch(runner, row, alone, made, watch, again=False)
+        for place, first in twins.items():
+            made[place] = made[first]
+            watch.one(place, made[first].error is not None)
         watch.end()
         return [_told(source, wanted, made[place]) for place, (source, wanted) in enumerate(row)]
 
@@ -222,7 +242,10 @@ class VideoProcessingManager:
         :return: those, each in a group of its own.
         """
         watch.begin(groups)
-        tasks = [Task(row[group[0]][0], tuple(row[place][1] for place in group)) for group in groups]
+        tasks = [
+            Task(row[group[0]][0], tuple(row[place][1] for place in group), self._limit(len(group)))
+            for group in groups
+        ]
         alone: list[list[int]] = []
         for outcome in runner.stream(make_variants, tasks, ordered=False, isolate=True):
             group = groups[outcome.index]
@@ -241,9 +264,17 @@ class VideoProcessingManager:
         return alone
 
     def _timed(self, largest: int) -> ParallelConfig:
-        """:param largest: group; it has as long as its variants have together."""
+        """The engine's own limit is one for all groups, the largest one's: it ends what hangs, where tasks
+        cannot look at the clock themselves.
+
+        :param largest: size that a group may have.
+        """
         config = self._config
-        return config if config.timeout is None else replace(config, timeout=config.timeout * largest)
+        return config if config.timeout is None else replace(config, timeout=self._limit(largest))
+
+    def _limit(self, size: int) -> float | None:
+        """Seconds that a group of this size has."""
+        return None if self._timeout is None else self._timeout * size
 
     def _largest(self, places: Mapping[str, Sequence[int]]) -> int:
         each = math.ceil(self.max_workers / max(1, len(places)))
@@ -277,21 +308,28 @@ class Namer:
         """:raises OutputError: the names cannot be written down."""
         if self._book is None:
             self._book = Book(self._folder)
-        real = os.path.realpath(self._folder)
+        real, owner = os.path.realpath(self._folder), os.path.realpath(source)
 
-        def paths(name: str) -> list[str]:
-            return [
-                os.path.join(real, f"{name}-variant-{number:02d}.{format}") for number in range(1, count + 1)
-            ]
+        def there(file: str) -> bool:
+            return os.path.lexists(os.path.join(real, f"{file}.{format}"))
+
+        def clash(file: str) -> bool:
+            return os.path.join(real, f"{file}.{format}") in self._inputs
+
+        def files(name: str) -> list[str]:
+            return [f"{name}-variant-{number:02d}" for number in range(1, count + 1)]
 
         name = self._book.name(
-            Path(source).stem,
-            os.path.realpath(source),
-            f"variants {format}",
-            clash=lambda name: any(path in self._inputs for path in paths(name)),
-            there=lambda name: any(map(os.path.lexists, paths(name))),
-        )
-        return [self._folder / os.path.basename(path) for path in paths(name)]
+            Path(source).stem, owner, "variants",
+            clash=lambda name: any(map(clash, files(name))),
+            there=lambda name: any(map(there, files(name))),
+        )  # fmt: skip
+        # And each file by itself: of a name that an earlier run has had, others may stand here since.
+        mine = [
+            self._book.name(file, owner, f"variant {format}", clash=clash, there=there)
+            for file in files(name)
+        ]
+        return [self._folder / f"{file}.{format}" for file in mine]
 
 
 class _Watch:
@@ -322,18 +360,19 @@ class _Watch:
     def tell(self, group: Sequence[int], outcome: Outcome[list[Made]]) -> None:
         """A group has ended."""
         for place, made in zip(group, outcome.value or (), strict=True):
-            self._one(place, made.error is not None)
+            self.one(place, made.error is not None)
 
     def give_up(self, group: Sequence[int], error: BaseException) -> None:
         for place in group:
-            self._one(place, failed=True)
+            self.one(place, failed=True)
 
     def end(self) -> None:
         """All is done."""
         self._done = [1.0] * self._total
         self._percent()
 
-    def _one(self, place: int, failed: bool) -> None:
+    def one(self, place: int, failed: bool) -> None:
+        """A variant has ended."""
         kind = Kind.ITEM_FAILED if failed else Kind.ITEM_FINISHED
         self._done[place] = 1.0
         emit(self._observers, Event(kind, "", self._total, index=place))
@@ -351,6 +390,26 @@ class _Watch:
                 self._progress(percent)
             except Exception:  # noqa: BLE001  # the caller's own, which must not end the batch
                 logger.exception("progress_callback failed at %.0f %%", percent)
+
+
+def _twins(row: Sequence[tuple[str, Wanted]]) -> dict[int, int]:
+    """The places of those that have come before, each with the first of its kind.
+
+    :raises ConfigError: two different ones have one output.
+    """
+    firsts: dict[str, int] = {}
+    twins = {}
+    for place, (source, wanted) in enumerate(row):
+        # Not where a link leads that stands there itself: what is written takes its place.
+        path = os.path.join(os.path.realpath(wanted.output.parent), wanted.output.name)
+        first = firsts.setdefault(path, place)
+        if first == place:
+            continue
+        other, before = row[first]
+        if os.path.realpath(other) != os.path.realpath(source) or before != wanted:
+            raise ConfigError("is asked for twice", subject=path, cure="Give each output its own name.")
+        twins[place] = first
+    return twins
 
 
 def _check(inputs: Sequence[str], count: int, strategy: str, seed: int, floor: float, format: str) -> None:
@@ -372,12 +431,15 @@ def _check(inputs: Sequence[str], count: int, strategy: str, seed: int, floor: f
 
 def _lost(error: BaseException, source: str, seconds: float = 0.0) -> Made:
     """What became of a variant whose task has failed."""
-    from video.errors import VideoError
     from video.media.variants import Made
 
+    _name(error, source)
+    return Made(error=Problem.of(error), seconds=seconds)
+
+
+def _name(error: BaseException | None, source: str) -> None:
     if isinstance(error, VideoError) and error.subject is None:
         error.subject = source  # a time limit or a dead worker does not know what it was about
-    return Made(error=Problem.of(error), seconds=seconds)
 
 
 def _told(source: str, wanted: Wanted, made: Made) -> dict[str, Any]:
