@@ -70,6 +70,7 @@ def test_a_run_with_resume_goes_on_where_it_stopped(short: Path, tmp_path: Path)
     other = run(*words, "--quality", "high", cwd=tmp_path)
     assert other.returncode == 2
     assert "quality" in other.stderr
+    assert run(*words, "--quality", "high", "--fork", cwd=tmp_path).returncode == 0
 
 
 def test_jobs_resume_goes_on_with_what_was_asked_for(short: Path, tmp_path: Path) -> None:
@@ -94,6 +95,8 @@ def test_jobs_resume_goes_on_with_what_was_asked_for(short: Path, tmp_path: Path
         (["--format", "webm", "--codec", "h264"], "webm cannot have the codec h264"),
         (["--ladder", "720,x"], "is not such as"),
         (["--ladder", "2"], "greater than or equal to 16"),
+        (["--format", "gif", "--codec", "h264"], "has its own"),
+        (["--fork"], "--resume"),
         (["--dry-run", "--resume"], "nothing that could be resumed"),
         (["--set", "nonsense=1"], "no setting is called"),
     ],

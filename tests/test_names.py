@@ -59,6 +59,26 @@ def test_files_that_nobody_owns_are_somebody_elses(tmp_path: Path) -> None:
     assert name(Book(tmp_path), "a", "x", there=lambda one: True) == "a-3", "these are its own"
 
 
+def test_a_folder_that_takes_no_files_is_an_error_that_says_so(tmp_path: Path) -> None:
+    """Root may write anywhere, but for a file system that is read-only."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() == 0:
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", folder], capture_output=True, check=False
+        )
+        if done.returncode:
+            pytest.skip("mounting a tmpfs is not allowed here")
+    else:
+        folder.chmod(0o555)
+    try:
+        with pytest.raises(OutputError, match="read-only|permission denied"):
+            name(Book(folder), "a", "x")
+    finally:
+        if os.geteuid() == 0:
+            subprocess.run(["umount", folder], check=True)
+
+
 def test_no_name_is_given_that_clashes_even_to_who_had_it(tmp_path: Path) -> None:
     assert name(Book(tmp_path), "a", "x") == "a"
     assert name(Book(tmp_path), "a", "x", clash=lambda one: one == "a") == "a-2"

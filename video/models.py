@@ -144,9 +144,12 @@ class VideoEncodingRequest(BaseModel):
     def _check_codec(self) -> VideoEncodingRequest:
         known = CODECS_OF[self.format]
         if self.codec is not None and self.codec not in known:
-            raise ValueError(f"{self.format} cannot have the codec {self.codec}; it takes {', '.join(known)}")
-        if self.format == "gif" and (isinstance(self.quality, float) or self.chunk_seconds is not None):
-            raise ValueError("gif takes low, medium or high, and no pieces")
+            takes = f"takes {', '.join(known)}" if known else "has its own: leave the codec out"
+            raise ValueError(f"{self.format} cannot have the codec {self.codec}; it {takes}")
+        if self.format == "gif" and isinstance(self.quality, float):
+            raise ValueError("gif has no target; its quality is low, medium or high")
+        if self.format == "gif" and self.chunk_seconds is not None:
+            raise ValueError("gif is made in one go: leave the chunks out")
         return self
 
     if TYPE_CHECKING:  # pydantic's own signature knows no paths

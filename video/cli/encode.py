@@ -139,6 +139,12 @@ def _sides(ctx: click.Context, option: click.Parameter, words: str) -> tuple[int
     help="Where that is written down; implies --resume.  [default: .video-jobs.sqlite in DIR]",
 )
 @click.option(
+    "--batch",
+    metavar="NAME",
+    help="Name of this batch where several share that file; implies --resume.  [default: encodings]",
+)
+@click.option("--fork", is_flag=True, help="With other settings than the earlier run had: begin a new one.")
+@click.option(
     "--retries",
     type=click.IntRange(0, 100),
     default=0,
@@ -164,8 +170,9 @@ def _sides(ctx: click.Context, option: click.Parameter, words: str) -> tuple[int
 def encode(
     inputs: tuple[str, ...], out: Path, format_: str, codec: str | None, quality: str | None,
     target: float | None, ladder: tuple[int, ...], chunk: float | None, no_hardware: bool, no_sound: bool,
-    resume: bool, checkpoint: Path | None, retries: int, backend: str, workers: int | None,
-    timeout: float | None, more: tuple[str, ...], json: bool, dry_run: bool, debug: bool,
+    resume: bool, checkpoint: Path | None, batch: str | None, fork: bool, retries: int,
+    backend: str, workers: int | None, timeout: float | None, more: tuple[str, ...],
+    json: bool, dry_run: bool, debug: bool,
 ) -> int:  # fmt: skip
     """Encode videos anew, in another format, codec or size.
 
@@ -186,17 +193,22 @@ def encode(
         })  # fmt: skip
     except ValidationError as error:
         raise click.UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
-    resume = resume or checkpoint is not None
+    resume = resume or checkpoint is not None or batch is not None
     if resume and dry_run:
         raise click.UsageError("--dry-run writes nothing that could be resumed")
+    if fork and not resume:
+        raise click.UsageError("--fork needs --resume")
     place = (checkpoint or folder_of(out) / CHECKPOINT) if resume else None
     command = None if place is None else kept_as(asked, inputs, place, "encode")
-    return run_encode(asked, notes, json, dry_run, debug, place=place, command=command)
+    return run_encode(
+        asked, notes, json, dry_run, debug, place=place, batch=batch, fork=fork, command=command
+    )
 
 
 def run_encode(
     asked: Asked, notes: Sequence[str] = (), json: bool = False, dry_run: bool = False, debug: bool = False,
-    *, place: Path | None = None, batch: str | None = None, command: Command | None = None,
+    *, place: Path | None = None, batch: str | None = None, fork: bool = False,
+    command: Command | None = None,
 ) -> int:  # fmt: skip
     """Do what is asked for, and tell of it.
 
@@ -224,7 +236,9 @@ def run_encode(
             kept = None
             if place is not None:
                 settings = asked.settings
-                kept = processor.open_checkpoint(place, batch=batch, settings=settings, command=command)
+                kept = processor.open_checkpoint(
+                    place, batch=batch, settings=settings, fork=fork, command=command
+                )
                 stack.enter_context(kept)
             for ready in processor.stream_process(requests, checkpoint=kept):
                 go_on()

@@ -128,9 +128,12 @@ class Book:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     file = os.open(self._path, flags | os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-                except PermissionError:
+                except PermissionError as refused:
                     # Another user's: then what is there decides, and nobody's files are replaced either.
-                    file = os.open(self._path, flags | os.O_RDONLY)
+                    try:
+                        file = os.open(self._path, flags | os.O_RDONLY)
+                    except FileNotFoundError:
+                        raise refused from None  # no files can be made in this folder at all
                     self._keep = False
             else:
                 with contextlib.suppress(OSError):
