@@ -38,7 +38,7 @@ from video import (
     VideoEncodingResponse,
     scope,
 )
-from video.errors import ConfigError, UnsupportedMedia
+from video.errors import ConfigError, OutputError, UnsupportedMedia
 from video.media import codecs, pieces
 from video.media.probe import probe
 from video.media.quality import measure_quality
@@ -208,6 +208,12 @@ def test_a_ladder_is_decoded_once_and_never_upscales(
     for one in found:
         assert {frame.size for frame in shown(one.path)} == {(one.width, one.height)}
         assert numbers(one.path) == list(range(20))
+
+
+def test_sides_that_come_out_alike_are_one_rendition(serial: VideoEncodingProcessor, tmp_path: Path) -> None:
+    source = write_video(tmp_path / "a.mp4", frames=5, size=(642, 362))
+    found = encoded(serial, source, tmp_path / "out", ladder=(181, 180), quality="low")
+    assert [one.path.name for one in found] == ["a-180p.mp4"]
 
 
 def test_a_ladder_counts_the_shorter_side(serial: VideoEncodingProcessor, tmp_path: Path) -> None:
@@ -651,6 +657,52 @@ def test_pieces_that_do_not_fit_are_all_made_again(
     assert "does not fit the others" in str(response.error)
     (one,) = encoded(serial, numbered, tmp_path, chunk_seconds=2)
     assert numbers(one.path) == list(range(150))
+
+
+def test_pieces_of_videos_of_long_names_alike_stay_apart(
+    serial: VideoEncodingProcessor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = [(160, 120), (160, 90), (80, 60)]
+    sources = [
+        write_video(tmp_path / f"{'x' * 45}{at}.mp4", frames=60, size=size) for at, size in enumerate(sizes)
+    ]
+    wants = {"quality": "low", "chunk_seconds": 1, "output_dir": tmp_path / "out", "backend": "serial"}
+    found = serial.batch_encode_videos(sources, "mp4", **wants)
+    assert [(one.outputs[0].width, one.outputs[0].height) for one in found] == sizes
+    assert "is not compared" not in caplog.text
+
+
+def test_pieces_that_were_left_of_other_settings_or_of_a_changed_file_are_not_used(
+    serial: VideoEncodingProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_video(tmp_path / "a.mp4", frames=60)
+    request = {"source": source, "output_dir": tmp_path / "out", "chunk_seconds": 1, "quality": "low"}
+    with monkeypatch.context() as patch:
+        patch.setattr(pieces, "join", lambda *words: (_ for _ in ()).throw(OSError("killed")))
+        assert not serial.process_batch_parallel([request])[0].success
+    (other,) = encoded(serial, source, tmp_path / "out", chunk_seconds=1, quality="low", codec="hevc")
+    video = probe(other.path).video
+    assert video is not None
+    assert video.codec == "hevc"
+    write_video(source, frames=60, size=(320, 240))
+    (one,) = encoded(serial, source, tmp_path / "out", chunk_seconds=1, quality="low")
+    assert (one.width, one.height) == (320, 240)
+
+
+def test_a_piece_of_another_codec_or_another_plan_is_not_joined(numbered: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pieces"
+    planned = pieces.plan(str(numbered), 2)
+
+    def output(codec: Any) -> Output:
+        return Output(tmp_path / "o.mp4", encoding=codecs.encoding("mp4", codec, "low", pieces=True)[0])
+
+    for piece in planned:
+        pieces.encode(str(numbered), piece, [output("h264")], folder)
+    with pytest.raises(OutputError, match="is h264, not hevc"):
+        pieces.join(str(numbered), planned, 0, output("hevc"), folder)
+    pieces.encode(str(numbered), planned[0], [output("h264")], folder)
+    with pytest.raises(OutputError, match="is missing"):
+        pieces.join(str(numbered), pieces.plan(str(numbered), 1), 0, output("h264"), folder)
 
 
 def test_pieces_of_a_ladder_in_several_workers(numbered: Path, tmp_path: Path) -> None:

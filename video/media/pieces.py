@@ -14,6 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from av import Codec
 from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
@@ -115,16 +116,19 @@ def encode(
     for one in made:
         if isinstance(one, Exception):
             raise one
-        facts.append({name: getattr(one, name) for name in _FACTS})
+        facts.append({"planned": piece.frames, **{name: getattr(one, name) for name in _FACTS}})
     with base.writing(piece.facts(folder)) as part:
         part.write_text(json.dumps(facts))
 
 
 def _facts(piece: Piece, folder: Path) -> list[dict[str, Any]] | None:
-    """What is known of a piece that is done: for each output a row."""
+    """What is known of a piece that is done, and was planned like this: for each output a row."""
     try:
         rows = json.loads(piece.facts(folder).read_text())
-        whole = all(piece.file(folder, at).stat().st_size == row["bytes"] for at, row in enumerate(rows))
+        whole = all(
+            row["planned"] == piece.frames and piece.file(folder, at).stat().st_size == row["bytes"]
+            for at, row in enumerate(rows)
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return rows if whole and rows else None
@@ -149,7 +153,9 @@ def join(source: str, pieces: Sequence[Piece], number: int, output: Output, fold
         end = round((zero + Fraction(rows[-1]["end"])) / tick) * tick
         audio = base.audio_stream(container) if output.sound is not None else None
         with muxer(part, source) as out:
-            pictures = _Joined(out, pieces, number, folder, [start - starts[0] for start in starts])
+            offsets = [start - starts[0] for start in starts]
+            codec = Codec(output.encoding.video, "w").canonical_name
+            pictures = _Joined(out, pieces, number, folder, offsets, codec)
             if audio is None:
                 for _ in pictures.write():
                     scope.check_cancelled()
@@ -214,8 +220,12 @@ class _Joined:
         number: int,
         folder: Path,
         offsets: Sequence[Fraction],
+        codec: str,
     ) -> None:
-        """:param offsets: seconds at which each piece begins."""
+        """
+        :param offsets: seconds at which each piece begins.
+        :param codec: that all of them must have.
+        """
         self._out = out
         self._offsets = offsets
         self._files = [piece.file(folder, number) for piece in pieces]
@@ -226,6 +236,10 @@ class _Joined:
             rows = _facts(piece, folder)
             with base.open_input(self._files[at], header_only=True) as container:
                 video = base.video_stream(container)
+                known = video.codec_context.codec.canonical_name
+                if known != codec:
+                    scope.remove(str(piece.facts(folder)))
+                    raise self._refusal(at, f"is {known}, not {codec}")
                 found = (video.codec_context.extradata, video.time_base, video.width, video.height)
                 if header is None:
                     header, step = found, base.usual_step(video)

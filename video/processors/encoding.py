@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -221,7 +222,9 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
     def resource(self, job: EncodingJob) -> str:
         return resource_of(job.source)
 
-    def job_key(self, job: EncodingJob) -> str:
+    def job_key(self, job: EncodingJob | PieceJob) -> str:
+        if isinstance(job, PieceJob):
+            return f"piece {job.piece.number} of {self.job_key(job.job)}"
         # Its files may have another name where another batch has other videos of that name.
         return super().job_key(replace(job, stem="", pieces=Path()))
 
@@ -256,7 +259,8 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
         job = replace(job, stem=name)
         if job.chunk_seconds is None:
             return job
-        return replace(job, pieces=folder / f".{name[:40]}-{self.job_key(job)[:16]}.pieces")
+        known_by = blake2b(self.job_key(job).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+        return replace(job, pieces=folder / f".{name[:40]}-{known_by}.pieces")
 
     def respond(
         self,
