@@ -444,6 +444,62 @@ def test_namesakes_and_files_of_others_are_never_written_over(
     assert len(numbers(out / "a-2.mkv")) == 150
 
 
+def test_files_that_were_put_there_since_are_never_written_over(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path
+) -> None:
+    """Under the name that the video has by now, but of formats and sizes that it had not."""
+    encoded(serial, numbered, tmp_path)
+    for name in ("a.mkv", "a/notes.txt", "a-60p.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    names = [
+        encoded(serial, numbered, tmp_path, **wants)[0].path.relative_to(tmp_path).as_posix()
+        for wants in ({"format": "mkv"}, {"format": "hls"}, {"ladder": (60,)}, {"quality": "low"}, {})
+    ]
+    assert names == ["a-2.mkv", "a-2/120p.m4s", "a-2-60p.mp4", "a.mp4", "a.mp4"]
+    assert {(tmp_path / name).read_text() for name in ("a.mkv", "a/notes.txt", "a-60p.mp4")} == {"mine"}
+
+
+def test_a_video_smaller_than_its_ladder_keeps_its_name(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path
+) -> None:
+    for ladder in ((720,), (720, 60), (1080,), (360, 61)):
+        found = encoded(serial, numbered, tmp_path, ladder=ladder, quality="low")
+        assert found[0].path.name == "a-120p.mp4"
+
+
+def test_a_folder_of_segments_with_files_of_others_is_not_replaced(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path
+) -> None:
+    request = {"source": numbered, "output_dir": tmp_path, "format": "hls", "quality": "low"}
+    for _ in range(2):
+        assert serial.process_batch_parallel([request])[0].success
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    (response,) = serial.process_batch_parallel([request])
+    assert response.error is not None
+    assert "notes.txt" in response.error.message
+    assert (tmp_path / "a" / "notes.txt").read_text() == "mine"
+    assert files(tmp_path) == {"a"}
+
+
+@pytest.mark.parametrize("ladder", [(60,), (720,)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_rendition_never_has_the_name_of_another_videos_file(
+    ladder: tuple[int, ...], turned: bool, serial: VideoEncodingProcessor, tmp_path: Path
+) -> None:
+    side = min(120, *ladder)
+    (tmp_path / "q").mkdir()
+    plain = {"source": write_video(tmp_path / "q" / f"talk-{side}p.mov", frames=5)}
+    laddered = {"source": write_video(tmp_path / "talk.mov", frames=9), "ladder": ladder}
+    requests = [
+        {**one, "output_dir": tmp_path / "out", "quality": "low"}
+        for one in ((laddered, plain) if turned else (plain, laddered))
+    ]
+    found = [one.outputs[0] for one in serial.process_batch_parallel(requests)]
+    assert [len(shown(one.path)) for one in found] == [one.frames for one in found]
+    assert {one.frames for one in found} == {5, 9}
+
+
 def test_an_output_never_replaces_its_source(serial: VideoEncodingProcessor, tmp_path: Path) -> None:
     source = write_video(tmp_path / "a.mp4", frames=5)
     before = source.read_bytes()

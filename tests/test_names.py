@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from video.errors import OutputError
-from video.processors._names import BOOK, Book
+from video.models import VideoClipRequest
+from video.processors._names import BOOK, Book, stem
 
 
 def name(book: Book, stem: str, source: str, wants: str = "", **how: Any) -> str:
@@ -57,6 +58,22 @@ def test_files_that_nobody_owns_are_somebody_elses(tmp_path: Path) -> None:
     book = Book(tmp_path)
     assert name(book, "a", "x", there=lambda one: one in there) == "a-3"
     assert name(Book(tmp_path), "a", "x", there=lambda one: True) == "a-3", "these are its own"
+
+
+def test_more_files_keep_the_name_unless_somebody_has_put_one_there_since(tmp_path: Path) -> None:
+    def given(count: int) -> str:
+        request = VideoClipRequest(source=tmp_path / "in" / "a.mp4", output_dir=tmp_path, count=count)
+        numbers = range(1, count + 1)
+        return stem(
+            request, tmp_path, {}, set(), files=lambda name: [f"{name}-{n}" for n in numbers], keep=True
+        )
+
+    assert given(2) == "a"
+    for number in (1, 2):
+        (tmp_path / f"a-{number}").touch()
+    assert [given(1), given(3)] == ["a", "a"]
+    (tmp_path / "a-4").touch()
+    assert [given(4), given(3), given(4)] == ["a-2", "a", "a-2"]
 
 
 def test_no_name_is_given_that_clashes_even_to_who_had_it(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -16,7 +15,7 @@ from video.errors import ConfigError, VideoError
 from video.events import Observer
 from video.models import Codec, Encoded, EncodingFormat, Preset, VideoEncodingRequest, VideoEncodingResponse
 from video.outcome import Outcome
-from video.processors._names import stem
+from video.processors._names import standing, stem
 from video.processors._sources import absolute, check_source, inputs_of, resource_of
 from video.processors.base import Chosen, Names, Processor, facts
 from video.runner import Runner
@@ -193,7 +192,7 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
             if isinstance(job, EncodingJob)
             and job.chunk_seconds is not None
             # One that an earlier run has done has its outputs, and no pieces any more.
-            and not (resumed and not job.pieces.exists() and any(map(os.path.lexists, _paths(job))))
+            and not (resumed and not job.pieces.exists() and _has_outputs(job))
         ]
         if long:
             self._encode_pieces(long, call)
@@ -253,7 +252,7 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
             folder,
             names.books,
             names.inputs,
-            files=lambda name: map(os.path.basename, _paths(replace(job, stem=name))),
+            files=lambda name: _files(replace(job, stem=name)),
             keep=self.keep_names,
         )
         job = replace(job, stem=name)
@@ -311,19 +310,19 @@ def _master(playlist: Path) -> Path:
     return playlist.with_name(MASTER)
 
 
-def _paths(job: EncodingJob) -> Iterator[str]:
-    """What stands in the output folder for a job, as far as that is known before the video is looked at."""
+def _has_outputs(job: EncodingJob) -> bool:
+    return any(any(standing(job.output_dir, file)) for file in _files(job))
+
+
+def _files(job: EncodingJob) -> list[str]:
+    """What a job makes in the output folder, as far as that is known before the video is looked at."""
     if job.format == "hls":
-        yield os.path.join(job.output_dir, job.stem)
-    elif not job.ladder:
-        yield os.path.join(job.output_dir, f"{job.stem}.{job.format}")
-    else:
-        yield from (os.path.join(job.output_dir, f"{job.stem}-{side}p.{job.format}") for side in job.ladder)
-        # A video that is smaller than its ladder gives a rendition of its own size.
-        rendition = re.compile(rf"{re.escape(job.stem)}-\d+p\.{job.format}")
-        if os.path.isdir(job.output_dir):
-            found = filter(rendition.fullmatch, os.listdir(job.output_dir))
-            yield from (os.path.join(job.output_dir, name) for name in found)
+        return [job.stem]
+    if not job.ladder:
+        return [f"{job.stem}.{job.format}"]
+    # A video that is smaller than its ladder gives a rendition of its own size.
+    sides: list[Any] = [*dict.fromkeys(side // 2 * 2 for side in job.ladder), "*"]
+    return [f"{job.stem}-{side}p.{job.format}" for side in sides]
 
 
 def _asked(
