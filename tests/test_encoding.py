@@ -601,6 +601,32 @@ def test_more_workers_than_fit_are_not_started(
             assert processor.config.max_workers == wanted
 
 
+def test_no_more_workers_are_started_than_the_configuration_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    from video import resources
+
+    monkeypatch.setattr(resources, "usable_cpus", lambda: 4)
+    monkeypatch.setattr(resources, "free_memory", lambda: 64 * 2.0**30)
+    with VideoEncodingProcessor(ParallelConfig(backend="serial", max_workers=3)) as processor:
+        assert [processor.widen([], most) for most in (8, 2, None)] == [3, 2, 3]
+
+
+def test_a_cache_in_memory_outlives_another_number_of_workers(
+    numbered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from video import resources
+
+    monkeypatch.setattr(resources, "usable_cpus", lambda: 2)
+    config = ParallelConfig(backend="serial", enable_caching=True)
+    with VideoEncodingProcessor(config) as processor:
+        for workers in (2, 1):
+            (response,) = processor.batch_encode_videos(
+                [numbered], "mkv", "low", workers, output_dir=tmp_path, backend="serial"
+            )
+            assert response.success
+            assert processor.config.max_workers == workers
+        assert processor.runner.counts()["cache"]["hits"] == 1
+
+
 def test_a_clip_by_itself_is_enough(serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path) -> None:
     facts = {
         "start": 0,

@@ -111,6 +111,8 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
         """Called before each of its batches with what their items are, such as "pieces", and their names; for
         whoever draws progress. Long videos make a batch of their pieces first."""
         super().__init__(config, observers=self._observers)
+        self._most = self.config.max_workers
+        """As the user has set it; `widen` changes what the configuration says."""
 
     def batch_encode_videos(
         self,
@@ -134,8 +136,8 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
             of each are encoded; one that failed is answered with its error).
         :param format: "mp4", "mkv", "webm", "gif" or "hls".
         :param quality: "low", "medium" or "high"; or the least SSIM, such as 0.97, that is to be kept.
-        :param parallel_workers: at most; fewer where CPUs or memory are fewer, so that nothing is gained by
-            asking for more. None: as many as fit.
+        :param parallel_workers: at most; fewer where CPUs, memory or the configuration's `max_workers` are
+            fewer, so that nothing is gained by asking for more. None: as many as fit.
         :param ladder: pixels of the shorter side of each rendition, such as (1080, 720, 480, 360).
         :param chunk_seconds: encode long videos in pieces of at least so many seconds.
         :param backend, checkpoint: as for `process_batch_parallel`.
@@ -160,13 +162,14 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
 
         :param sources: what is to be encoded. Where memory may be short, the size of the first ones is looked
             at, by a worker.
-        :param most: None: as many as fit; there is at least one.
+        :param most: None: as many as fit; there is at least one, and never more than the `max_workers` that
+            the processor was given.
         :raises ConfigError: it is below 1.
         """
         if most is not None and most < 1:
             raise ConfigError(f"parallel_workers is {most}", cure="It takes a whole number of at least 1.")
         cpus, memory = resources.usable_cpus(), resources.free_memory()
-        fits = cpus if most is None else min(cpus, most)
+        fits = min(one for one in (cpus, most, self._most) if one is not None)
         if memory < fits * WORKER_BYTES * LARGE_PIXELS / USUAL_PIXELS:
             looked_at = [absolute(one) for one in sources if not is_url(one)][:LOOKED_AT]
             self.announce("looking at sizes", list(map(_shown, looked_at)))
@@ -176,7 +179,7 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
         if fits != self.config.max_workers:
             self.close()
             self.config = replace(self.config, max_workers=fits)
-            self.runner = Runner(self.config, observers=self._observers, policies=self._policies())
+            self.runner = Runner(self.config, observers=self._observers, policies=self.policies)
         return fits
 
     def before(self, call: dict[str, Any], checkpoint: Checkpoint | None) -> None:
