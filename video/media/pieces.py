@@ -29,7 +29,7 @@ from video.media.seek import stamp_seconds
 from video.media.sound import SoundReader, SoundWriter
 from video.media.splice import decoding_times
 
-_FACTS = ("start", "end", "frames", "bytes", "width", "height", "source_frames")
+_FACTS = ("start", "end", "frames", "bytes", "width", "height", "source_frames", "damaged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +174,7 @@ def join(source: str, pieces: Sequence[Piece], number: int, output: Output, fold
         start=float(starts[0] - zero),
         end=float(end - zero),
         source_frames=sum(row["source_frames"] for row in rows),
+        damaged=sum(row["damaged"] for row in rows),
     )
 
 

@@ -76,6 +76,8 @@ class Rendered:
     """Seconds in the source at which the last picture that was read ends."""
     source_frames: int
     """Pictures that were read of the source."""
+    damaged: int
+    """Pictures of the source that could not be decoded, or had absurd times, and were left out."""
 
 
 def render(
@@ -360,6 +362,7 @@ class _Rendition:
             start=float(span.first - zero),
             end=float(span.end - zero),
             source_frames=span.frames,
+            damaged=span.damaged,
         )
 
     def _take_filtered(self, frame: VideoFrame) -> None:
