@@ -277,6 +277,28 @@ def test_a_target_is_reached_by_the_whole_video(serial: VideoEncodingProcessor, 
     assert found[0.9] < found[0.97]
 
 
+@pytest.mark.parametrize(
+    ("times", "sound_seconds"),
+    [
+        ([Fraction(at, 25) for at in range(50)], 20),
+        ([*(Fraction(at, 25) for at in range(25)), Fraction(30)], 0),
+        ([Fraction(at + 700 * (at // 25), 25) for at in range(50)], 0),
+        ([Fraction(at, 25) + 10 for at in range(50)], 12),
+        ([Fraction(0), Fraction(30)], 0),
+    ],
+    ids=["long sound", "still at the end", "still in the middle", "late start", "two stills"],
+)
+def test_samples_lie_where_pictures_are(
+    times: list[Fraction], sound_seconds: float, serial: VideoEncodingProcessor, tmp_path: Path
+) -> None:
+    sound = tone(1, 0.5, sound_seconds) if sound_seconds else None
+    source = write_video(tmp_path / "a.mkv", frames=len(times), times=times, sound=sound)
+    (one,) = encoded(serial, source, tmp_path / "out", quality=0.9)
+    assert one.frames == len(times)
+    assert one.ssim is not None
+    assert one.ssim >= 0.9
+
+
 def test_a_target_that_cannot_be_had_says_what_can(serial: VideoEncodingProcessor, tmp_path: Path) -> None:
     noise = tmp_path / "noise.mkv"
     with av.open(str(noise), "w") as out:

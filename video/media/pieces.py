@@ -60,19 +60,10 @@ def plan(source: str, seconds: float) -> list[Piece]:
     """
     with base.open_input(source) as container:
         video, zero = base.video_stream(container), base.origin(container)
-        tick, step = base.fraction(video.time_base), base.usual_step(video)
-        stamps, keys, last = [], [], -step
-        for packet in base.packets(container, video):
-            if not packet.is_discard:
-                last = packet.pts if packet.pts is not None else packet.dts or last + step
-                stamps.append(last)
-                if packet.is_keyframe:
-                    keys.append(last)
-    if not stamps:
-        raise InvalidMedia("has no video frames", subject=source, cure="Download or copy it again.")
-    stamps.sort()
+        tick = base.fraction(video.time_base)
+        stamps, keys = picture_times(container, video)
     cuts = [stamps[0]]
-    for key in sorted(keys):
+    for key in keys:
         # A rest of less than half a piece goes with the one before.
         if (key - cuts[-1]) * tick >= seconds and (stamps[-1] - key) * tick >= seconds / 2:
             cuts.append(key)
@@ -87,6 +78,25 @@ def plan(source: str, seconds: float) -> list[Piece]:
         assert start is not None
         pieces.append(Piece(number, start, times[number + 1], at - begin))
     return pieces
+
+
+def picture_times(container: InputContainer, video: VideoStream) -> tuple[list[int], list[int]]:
+    """When the pictures are shown, and which of those are key frames: ticks, rising. Decodes none.
+
+    :raises InvalidMedia: there are none.
+    """
+    step = base.usual_step(video)
+    stamps, keys, last = [], [], -step
+    for packet in base.packets(container, video):
+        if not packet.is_discard:
+            last = packet.pts if packet.pts is not None else packet.dts or last + step
+            stamps.append(last)
+            if packet.is_keyframe:
+                keys.append(last)
+    if not stamps:
+        name = base.source_name(container)
+        raise InvalidMedia("has no video frames", subject=name, cure="Download or copy it again.")
+    return sorted(stamps), sorted(keys)
 
 
 def is_done(piece: Piece, folder: Path) -> bool:
