@@ -189,6 +189,17 @@ def test_hls_of_pieces_plays_every_frame(
     assert files(tmp_path) == {"a"}
 
 
+@pytest.mark.parametrize("name", ["100%v", "50%d%05d", "a%%b"])
+def test_hls_goes_into_any_folder(
+    name: str, serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path
+) -> None:
+    wants = {"format": "hls", "ladder": (120, 60), "quality": "low"}
+    for one in encoded(serial, numbered, tmp_path / name, **wants):
+        assert one.playlist is not None
+        assert numbers(one.playlist) == list(range(150))
+    assert files(tmp_path) == {name}
+
+
 # Ladders
 
 

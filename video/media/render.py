@@ -108,12 +108,16 @@ def render(
     :param progress: told the share of the source that is done, 0 to 1, never less than before; such as
         `video.scope.report`.
     :return: for each output what was written, or its error.
-    :raises ConfigError: nothing begins in that span.
+    :raises ConfigError: nothing begins in that span; or it is no span, such as one from NaN on.
     :raises SourceNotFound, SourceError: `source` cannot be read.
     :raises InvalidMedia, UnsupportedMedia: it is damaged, or has no pictures, so that no output can be made.
     :raises ItemCancelled: this item has been given up; no output is left.
     """
     name = os.fspath(source)
+    for which, value in (("start", start), ("end", end or 0)):
+        if not -_MOST_SECONDS < float(value) < _MOST_SECONDS:  # NaN neither
+            cause = f"must be a number of seconds below {_MOST_SECONDS}, not {value}"
+            raise ConfigError(cause, subject=which)
     length = None
     if progress is not None:
         length = duration_seconds(name) if end is None else float(end)
@@ -136,7 +140,8 @@ def render(
 
 
 _FOR_EVER = 2**40
-"""Seconds."""
+_MOST_SECONDS = 2**31
+"""A time that all time bases can tell."""
 
 
 class _AllFailed(Exception):
