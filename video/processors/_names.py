@@ -61,8 +61,10 @@ class Book:
         self._files: set[str] = set()
         """The same: files that are to be made, as they are compared; and after a `/` those with a `*` that
         would stand for them."""
-        self._endings: dict[tuple[str, str], set[str]] = {}
+        self._endings: dict[tuple[str, str], frozenset[str]] = {}
         """What comes after a name in the files that it was given to its owner for."""
+        self._alike: dict[frozenset[str], frozenset[str]] = {}
+        """The same, each set once: most names have the same endings."""
         self._numbers: dict[str, int] = {}
         """The last number that was tried for each name."""
         self._file: tuple[int, int] = (0, 0)
@@ -113,11 +115,11 @@ class Book:
         return not self._files.isdisjoint((_key(file), f"/{_key(file)}", *_numberless(file)))
 
     def make(self, file: str) -> None:
-        """Say that this batch is to make it; a `*` in it stands for a number."""
+        """Say that this batch is to make it; a `*` in it stands for a number, the last before its type."""
         self._files.update((_key(file), *(f"/{one}" for one in _numberless(file))))
 
-    def _endings_of(self, name: str, mine: Claim) -> set[str]:
-        return self._endings.setdefault((_key(name), mine.owner), set())
+    def _endings_of(self, name: str, mine: Claim) -> frozenset[str]:
+        return self._endings.get((_key(name), mine.owner), frozenset())
 
     def _had(
         self,
@@ -215,7 +217,8 @@ class Book:
 
     def _take(self, name: str, claim: Claim, endings: Iterable[str]) -> None:
         key = _key(name)
-        self._endings_of(name, claim).update(endings)
+        all_ = self._endings_of(name, claim).union(endings)
+        self._endings[key, claim.owner] = self._alike.setdefault(all_, all_)
         if key not in self._claims:
             self._claims[key] = claim
             self._owned.setdefault(claim.owner, []).append(key)
@@ -243,6 +246,7 @@ def stem(
     *,
     files: Callable[[str], Iterable[str]],
     keep: bool,
+    apart: bool = False,
 ) -> str:
     """What outputs of this request are called: a name that no other video has in that folder, and that makes
     no output replace an input of the batch.
@@ -251,8 +255,9 @@ def stem(
     :param books: of this batch, by real path of their folder; one is added for a new one.
     :param inputs: real paths of the batch's own.
     :param files: that are to be made in the folder for a name; each begins with it. `*` stands for a number
-        that is not known yet.
+        that is not known yet, the last one before its type.
     :param keep: as for `Book`.
+    :param apart: files of unlike names are never the same, so that none need be held in mind.
     :raises OutputError: if it cannot be written down.
     """
     real = os.path.realpath(folder)
@@ -280,7 +285,7 @@ def stem(
         endings=[file.removeprefix("x") for file in files("x")],
         foreign=foreign,
     )
-    for file in files(found):
+    for file in () if apart else files(found):
         book.make(file)
     return found
 
@@ -326,8 +331,9 @@ def _numbered(stem: str, number: int) -> str:
 
 
 def _numberless(file: str) -> list[str]:
-    """Of each of its numbers, the name with a `*` in its stead, as it is compared."""
-    return [_key(f"{file[: one.start()]}*{file[one.end() :]}") for one in re.finditer(r"\d+", file)]
+    """The name with a `*` for its last number, if it has one, as it is compared."""
+    number = re.search(r"\d+(?=\D*\.\w+$)", file)
+    return [] if number is None else [_key(f"{file[: number.start()]}*{file[number.end() :]}")]
 
 
 def _key(name: str) -> str:
