@@ -38,7 +38,7 @@ from video import (
     VideoEncodingResponse,
     scope,
 )
-from video.errors import ConfigError, UnsupportedMedia
+from video.errors import ConfigError, OutputError, UnsupportedMedia
 from video.media import codecs, pieces
 from video.media.probe import probe
 from video.media.quality import measure_quality
@@ -189,6 +189,17 @@ def test_hls_of_pieces_plays_every_frame(
     assert files(tmp_path) == {"a"}
 
 
+@pytest.mark.parametrize("name", ["100%v", "50%d%05d", "a%%b"])
+def test_hls_goes_into_any_folder(
+    name: str, serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path
+) -> None:
+    wants = {"format": "hls", "ladder": (120, 60), "quality": "low"}
+    for one in encoded(serial, numbered, tmp_path / name, **wants):
+        assert one.playlist is not None
+        assert numbers(one.playlist) == list(range(150))
+    assert files(tmp_path) == {name}
+
+
 # Ladders
 
 
@@ -208,6 +219,12 @@ def test_a_ladder_is_decoded_once_and_never_upscales(
     for one in found:
         assert {frame.size for frame in shown(one.path)} == {(one.width, one.height)}
         assert numbers(one.path) == list(range(20))
+
+
+def test_sides_that_come_out_alike_are_one_rendition(serial: VideoEncodingProcessor, tmp_path: Path) -> None:
+    source = write_video(tmp_path / "a.mp4", frames=5, size=(642, 362))
+    found = encoded(serial, source, tmp_path / "out", ladder=(181, 180), quality="low")
+    assert [one.path.name for one in found] == ["a-180p.mp4"]
 
 
 def test_a_ladder_counts_the_shorter_side(serial: VideoEncodingProcessor, tmp_path: Path) -> None:
@@ -269,6 +286,28 @@ def test_a_target_is_reached_by_the_whole_video(serial: VideoEncodingProcessor, 
         assert likeness is not None
         assert likeness.frames == one.frames
     assert found[0.9] < found[0.97]
+
+
+@pytest.mark.parametrize(
+    ("times", "sound_seconds"),
+    [
+        ([Fraction(at, 25) for at in range(50)], 20),
+        ([*(Fraction(at, 25) for at in range(25)), Fraction(30)], 0),
+        ([Fraction(at + 700 * (at // 25), 25) for at in range(50)], 0),
+        ([Fraction(at, 25) + 10 for at in range(50)], 12),
+        ([Fraction(0), Fraction(30)], 0),
+    ],
+    ids=["long sound", "still at the end", "still in the middle", "late start", "two stills"],
+)
+def test_samples_lie_where_pictures_are(
+    times: list[Fraction], sound_seconds: float, serial: VideoEncodingProcessor, tmp_path: Path
+) -> None:
+    sound = tone(1, 0.5, sound_seconds) if sound_seconds else None
+    source = write_video(tmp_path / "a.mkv", frames=len(times), times=times, sound=sound)
+    (one,) = encoded(serial, source, tmp_path / "out", quality=0.9)
+    assert one.frames == len(times)
+    assert one.ssim is not None
+    assert one.ssim >= 0.9
 
 
 def test_a_target_that_cannot_be_had_says_what_can(serial: VideoEncodingProcessor, tmp_path: Path) -> None:
@@ -369,7 +408,7 @@ def test_a_bad_video_costs_only_itself_and_order_is_kept(engine: str, numbered: 
     assert [one.success for one in found] == [True, False, False, False, True]
     kinds = [one.error.type for one in found if one.error]
     assert kinds == ["InvalidMedia", "SourceNotFound", "UnsupportedMedia"]
-    assert files(out) == {"a.mkv"}
+    assert files(out) == {"a.mkv"}, "what is asked for twice is made once"
     assert {one.backend for one in found} == {engine}
     assert found[0].outputs[0].frames == 150
 
@@ -406,6 +445,22 @@ def test_damaged_videos_are_encoded_or_refused_and_never_hang_or_crash(tmp_path:
             assert len(shown(one.path)) == one.frames
 
 
+@pytest.mark.parametrize("chunk_seconds", [None, 1])
+def test_pictures_that_are_damaged_are_counted_in_the_note(
+    chunk_seconds: float | None, serial: VideoEncodingProcessor, tmp_path: Path
+) -> None:
+    source = write_video(tmp_path / "a.mp4", frames=150)
+    with av.open(str(source)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(source.read_bytes())
+    for place, size in packets[40:80]:
+        assert place is not None
+        data[place + 4 : place + size] = b"\xff" * (size - 4)
+    source.write_bytes(data)
+    (one,) = encoded(serial, source, tmp_path / "out", quality="low", chunk_seconds=chunk_seconds)
+    assert (one.frames, one.note) == (110, "40 of its pictures were damaged and left out")
+
+
 def test_clips_of_another_processor_are_encoded(samples: list[Path], tmp_path: Path) -> None:
     ask = VideoClipRequest(source=samples[0], output_dir=tmp_path / "clips", count=2, max_clip_length=3)
     with VideoClipProcessor() as clipper:
@@ -436,6 +491,62 @@ def test_namesakes_and_files_of_others_are_never_written_over(
     assert found[:3] == ["a-2.mkv", "a-3.mkv", "a-2.mkv"]  # the same video has the same name again
     assert (out / "a.mkv").read_text() == (out / "a-90p.mp4").read_text() == "mine"
     assert len(numbers(out / "a-2.mkv")) == 150
+
+
+def test_files_that_were_put_there_since_are_never_written_over(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path
+) -> None:
+    """Under the name that the video has by now, but of formats and sizes that it had not."""
+    encoded(serial, numbered, tmp_path)
+    for name in ("a.mkv", "a/notes.txt", "a-60p.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    names = [
+        encoded(serial, numbered, tmp_path, **wants)[0].path.relative_to(tmp_path).as_posix()
+        for wants in ({"format": "mkv"}, {"format": "hls"}, {"ladder": (60,)}, {"quality": "low"}, {})
+    ]
+    assert names == ["a-2.mkv", "a-2/120p.m4s", "a-2-60p.mp4", "a.mp4", "a.mp4"]
+    assert {(tmp_path / name).read_text() for name in ("a.mkv", "a/notes.txt", "a-60p.mp4")} == {"mine"}
+
+
+def test_a_video_smaller_than_its_ladder_keeps_its_name(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path
+) -> None:
+    for ladder in ((720,), (720, 60), (1080,), (360, 61)):
+        found = encoded(serial, numbered, tmp_path, ladder=ladder, quality="low")
+        assert found[0].path.name == "a-120p.mp4"
+
+
+def test_a_folder_of_segments_with_files_of_others_is_not_replaced(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path
+) -> None:
+    request = {"source": numbered, "output_dir": tmp_path, "format": "hls", "quality": "low"}
+    for _ in range(2):
+        assert serial.process_batch_parallel([request])[0].success
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    (response,) = serial.process_batch_parallel([request])
+    assert response.error is not None
+    assert "notes.txt" in response.error.message
+    assert (tmp_path / "a" / "notes.txt").read_text() == "mine"
+    assert files(tmp_path) == {"a"}
+
+
+@pytest.mark.parametrize("ladder", [(60,), (720,)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_rendition_never_has_the_name_of_another_videos_file(
+    ladder: tuple[int, ...], turned: bool, serial: VideoEncodingProcessor, tmp_path: Path
+) -> None:
+    side = min(120, *ladder)
+    (tmp_path / "q").mkdir()
+    plain = {"source": write_video(tmp_path / "q" / f"talk-{side}p.mov", frames=5)}
+    laddered = {"source": write_video(tmp_path / "talk.mov", frames=9), "ladder": ladder}
+    requests = [
+        {**one, "output_dir": tmp_path / "out", "quality": "low"}
+        for one in ((laddered, plain) if turned else (plain, laddered))
+    ]
+    found = [one.outputs[0] for one in serial.process_batch_parallel(requests)]
+    assert [len(shown(one.path)) for one in found] == [one.frames for one in found]
+    assert {one.frames for one in found} == {5, 9}
 
 
 def test_an_output_never_replaces_its_source(serial: VideoEncodingProcessor, tmp_path: Path) -> None:
@@ -537,6 +648,32 @@ def test_more_workers_than_fit_are_not_started(
             monkeypatch.setattr(resources, "free_memory", lambda gigabytes=gigabytes: gigabytes * 2.0**30)
             assert processor.widen(named, most) == wanted
             assert processor.config.max_workers == wanted
+
+
+def test_no_more_workers_are_started_than_the_configuration_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    from video import resources
+
+    monkeypatch.setattr(resources, "usable_cpus", lambda: 4)
+    monkeypatch.setattr(resources, "free_memory", lambda: 64 * 2.0**30)
+    with VideoEncodingProcessor(ParallelConfig(backend="serial", max_workers=3)) as processor:
+        assert [processor.widen([], most) for most in (8, 2, None)] == [3, 2, 3]
+
+
+def test_a_cache_in_memory_outlives_another_number_of_workers(
+    numbered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from video import resources
+
+    monkeypatch.setattr(resources, "usable_cpus", lambda: 2)
+    config = ParallelConfig(backend="serial", enable_caching=True)
+    with VideoEncodingProcessor(config) as processor:
+        for workers in (2, 1):
+            (response,) = processor.batch_encode_videos(
+                [numbered], "mkv", "low", workers, output_dir=tmp_path, backend="serial"
+            )
+            assert response.success
+            assert processor.config.max_workers == workers
+        assert processor.runner.counts()["cache"]["hits"] == 1
 
 
 def test_a_clip_by_itself_is_enough(serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path) -> None:
@@ -651,6 +788,52 @@ def test_pieces_that_do_not_fit_are_all_made_again(
     assert "does not fit the others" in str(response.error)
     (one,) = encoded(serial, numbered, tmp_path, chunk_seconds=2)
     assert numbers(one.path) == list(range(150))
+
+
+def test_pieces_of_videos_of_long_names_alike_stay_apart(
+    serial: VideoEncodingProcessor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = [(160, 120), (160, 90), (80, 60)]
+    sources = [
+        write_video(tmp_path / f"{'x' * 45}{at}.mp4", frames=60, size=size) for at, size in enumerate(sizes)
+    ]
+    wants = {"quality": "low", "chunk_seconds": 1, "output_dir": tmp_path / "out", "backend": "serial"}
+    found = serial.batch_encode_videos(sources, "mp4", **wants)
+    assert [(one.outputs[0].width, one.outputs[0].height) for one in found] == sizes
+    assert "is not compared" not in caplog.text
+
+
+def test_pieces_that_were_left_of_other_settings_or_of_a_changed_file_are_not_used(
+    serial: VideoEncodingProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_video(tmp_path / "a.mp4", frames=60)
+    request = {"source": source, "output_dir": tmp_path / "out", "chunk_seconds": 1, "quality": "low"}
+    with monkeypatch.context() as patch:
+        patch.setattr(pieces, "join", lambda *words: (_ for _ in ()).throw(OSError("killed")))
+        assert not serial.process_batch_parallel([request])[0].success
+    (other,) = encoded(serial, source, tmp_path / "out", chunk_seconds=1, quality="low", codec="hevc")
+    video = probe(other.path).video
+    assert video is not None
+    assert video.codec == "hevc"
+    write_video(source, frames=60, size=(320, 240))
+    (one,) = encoded(serial, source, tmp_path / "out", chunk_seconds=1, quality="low")
+    assert (one.width, one.height) == (320, 240)
+
+
+def test_a_piece_of_another_codec_or_another_plan_is_not_joined(numbered: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pieces"
+    planned = pieces.plan(str(numbered), 2)
+
+    def output(codec: Any) -> Output:
+        return Output(tmp_path / "o.mp4", encoding=codecs.encoding("mp4", codec, "low", pieces=True)[0])
+
+    for piece in planned:
+        pieces.encode(str(numbered), piece, [output("h264")], folder)
+    with pytest.raises(OutputError, match="is h264, not hevc"):
+        pieces.join(str(numbered), planned, 0, output("hevc"), folder)
+    pieces.encode(str(numbered), planned[0], [output("h264")], folder)
+    with pytest.raises(OutputError, match="is missing"):
+        pieces.join(str(numbered), pieces.plan(str(numbered), 1), 0, output("h264"), folder)
 
 
 def test_pieces_of_a_ladder_in_several_workers(numbered: Path, tmp_path: Path) -> None:

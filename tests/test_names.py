@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from video.errors import OutputError
-from video.processors._names import BOOK, Book
+from video.models import VideoClipRequest
+from video.processors._names import BOOK, Book, stem
 
 
 def name(book: Book, stem: str, source: str, wants: str = "", **how: Any) -> str:
@@ -72,11 +73,27 @@ def test_a_folder_that_takes_no_files_is_an_error_that_says_so(tmp_path: Path) -
     else:
         folder.chmod(0o555)
     try:
-        with pytest.raises(OutputError, match="read-only|permission denied"):
+        with pytest.raises(OutputError, match=r"read-only|permission denied"):
             name(Book(folder), "a", "x")
     finally:
         if os.geteuid() == 0:
             subprocess.run(["umount", folder], check=True)
+
+
+def test_more_files_keep_the_name_unless_somebody_has_put_one_there_since(tmp_path: Path) -> None:
+    def given(count: int) -> str:
+        request = VideoClipRequest(source=tmp_path / "in" / "a.mp4", output_dir=tmp_path, count=count)
+        numbers = range(1, count + 1)
+        return stem(
+            request, tmp_path, {}, set(), files=lambda name: [f"{name}-{n}" for n in numbers], keep=True
+        )
+
+    assert given(2) == "a"
+    for number in (1, 2):
+        (tmp_path / f"a-{number}").touch()
+    assert [given(1), given(3)] == ["a", "a"]
+    (tmp_path / "a-4").touch()
+    assert [given(4), given(3), given(4)] == ["a-2", "a", "a-2"]
 
 
 def test_no_name_is_given_that_clashes_even_to_who_had_it(tmp_path: Path) -> None:

@@ -306,6 +306,14 @@ def test_when_all_outputs_have_failed_nothing_more_is_read(numbered: Path, tmp_p
     assert told[-1:] != [1.0]
 
 
+@pytest.mark.parametrize("which", ["start", "end"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e300])
+def test_a_span_that_is_none_is_refused(which: str, value: float, numbered: Path, tmp_path: Path) -> None:
+    span: Any = {which: value}
+    with pytest.raises(ConfigError, match=f"{which}: must be a number of seconds"):
+        render(numbered, [Output(tmp_path / "o.mp4")], progress=lambda _: None, **span)
+
+
 def test_a_source_that_is_damaged_leaves_no_output(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(bytes(range(256)) * 40)
     with pytest.raises(InvalidMedia):

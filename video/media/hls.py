@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 from av.container import InputContainer
@@ -44,12 +45,13 @@ def package(renditions: Mapping[str, Path], folder: Path) -> list[Path]:
             "hls_playlist_type": "vod",
             "hls_segment_type": "fmp4",
             "hls_flags": "single_file+independent_segments",
-            "hls_segment_filename": base.url(folder / "%v.m4s"),
+            "hls_segment_filename": "%v.m4s",
             "var_stream_map": " ".join(parts),
             "master_pl_name": MASTER,
         }
         out = stack.enter_context(
-            av.open(base.url(folder / "%v.m3u8"), "w", format="hls", container_options=options)
+            # It opens each file by a name of ours, so that a `%` in the folder's means nothing.
+            av.open("%v.m3u8", "w", format="hls", container_options=options, io_open=_opener(folder))
         )
         heard = bool(inputs[0].streams.audio)
         streams = {}
@@ -71,6 +73,13 @@ def package(renditions: Mapping[str, Path], folder: Path) -> list[Path]:
         seconds = max(shown) - min(shown)
         check(folder / f"{name}.m4s", path, frames=len(shown), seconds=seconds, has_audio=heard)
     return [folder / MASTER, *(folder / f"{name}{end}" for name in renditions for end in (".m3u8", ".m4s"))]
+
+
+def _opener(folder: Path) -> Callable[..., BinaryIO]:
+    def opened(url: str, *_: Any) -> BinaryIO:
+        return (folder / os.path.basename(url)).open("wb")
+
+    return opened
 
 
 def _packets(at: int, container: InputContainer) -> Iterator[tuple[Fraction, int, Packet[Any]]]:

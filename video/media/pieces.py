@@ -14,6 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from av import Codec
 from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
@@ -28,7 +29,7 @@ from video.media.seek import stamp_seconds
 from video.media.sound import SoundReader, SoundWriter
 from video.media.splice import decoding_times
 
-_FACTS = ("start", "end", "frames", "bytes", "width", "height", "source_frames")
+_FACTS = ("start", "end", "frames", "bytes", "width", "height", "source_frames", "damaged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +60,10 @@ def plan(source: str, seconds: float) -> list[Piece]:
     """
     with base.open_input(source) as container:
         video, zero = base.video_stream(container), base.origin(container)
-        tick, step = base.fraction(video.time_base), base.usual_step(video)
-        stamps, keys, last = [], [], -step
-        for packet in base.packets(container, video):
-            if not packet.is_discard:
-                last = packet.pts if packet.pts is not None else packet.dts or last + step
-                stamps.append(last)
-                if packet.is_keyframe:
-                    keys.append(last)
-    if not stamps:
-        raise InvalidMedia("has no video frames", subject=source, cure="Download or copy it again.")
-    stamps.sort()
+        tick = base.fraction(video.time_base)
+        stamps, keys = picture_times(container, video)
     cuts = [stamps[0]]
-    for key in sorted(keys):
+    for key in keys:
         # A rest of less than half a piece goes with the one before.
         if (key - cuts[-1]) * tick >= seconds and (stamps[-1] - key) * tick >= seconds / 2:
             cuts.append(key)
@@ -86,6 +78,25 @@ def plan(source: str, seconds: float) -> list[Piece]:
         assert start is not None
         pieces.append(Piece(number, start, times[number + 1], at - begin))
     return pieces
+
+
+def picture_times(container: InputContainer, video: VideoStream) -> tuple[list[int], list[int]]:
+    """When the pictures are shown, and which of those are key frames: ticks, rising. Decodes none.
+
+    :raises InvalidMedia: there are none.
+    """
+    step = base.usual_step(video)
+    stamps, keys, last = [], [], -step
+    for packet in base.packets(container, video):
+        if not packet.is_discard:
+            last = packet.pts if packet.pts is not None else packet.dts or last + step
+            stamps.append(last)
+            if packet.is_keyframe:
+                keys.append(last)
+    if not stamps:
+        name = base.source_name(container)
+        raise InvalidMedia("has no video frames", subject=name, cure="Download or copy it again.")
+    return sorted(stamps), sorted(keys)
 
 
 def is_done(piece: Piece, folder: Path) -> bool:
@@ -115,16 +126,19 @@ def encode(
     for one in made:
         if isinstance(one, Exception):
             raise one
-        facts.append({name: getattr(one, name) for name in _FACTS})
+        facts.append({"planned": piece.frames, **{name: getattr(one, name) for name in _FACTS}})
     with base.writing(piece.facts(folder)) as part:
         part.write_text(json.dumps(facts))
 
 
 def _facts(piece: Piece, folder: Path) -> list[dict[str, Any]] | None:
-    """What is known of a piece that is done: for each output a row."""
+    """What is known of a piece that is done, and was planned like this: for each output a row."""
     try:
         rows = json.loads(piece.facts(folder).read_text())
-        whole = all(piece.file(folder, at).stat().st_size == row["bytes"] for at, row in enumerate(rows))
+        whole = all(
+            row["planned"] == piece.frames and piece.file(folder, at).stat().st_size == row["bytes"]
+            for at, row in enumerate(rows)
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return rows if whole and rows else None
@@ -149,7 +163,9 @@ def join(source: str, pieces: Sequence[Piece], number: int, output: Output, fold
         end = round((zero + Fraction(rows[-1]["end"])) / tick) * tick
         audio = base.audio_stream(container) if output.sound is not None else None
         with muxer(part, source) as out:
-            pictures = _Joined(out, pieces, number, folder, [start - starts[0] for start in starts])
+            offsets = [start - starts[0] for start in starts]
+            codec = Codec(output.encoding.video, "w").canonical_name
+            pictures = _Joined(out, pieces, number, folder, offsets, codec)
             if audio is None:
                 for _ in pictures.write():
                     scope.check_cancelled()
@@ -168,6 +184,7 @@ def join(source: str, pieces: Sequence[Piece], number: int, output: Output, fold
         start=float(starts[0] - zero),
         end=float(end - zero),
         source_frames=sum(row["source_frames"] for row in rows),
+        damaged=sum(row["damaged"] for row in rows),
     )
 
 
@@ -214,8 +231,12 @@ class _Joined:
         number: int,
         folder: Path,
         offsets: Sequence[Fraction],
+        codec: str,
     ) -> None:
-        """:param offsets: seconds at which each piece begins."""
+        """
+        :param offsets: seconds at which each piece begins.
+        :param codec: that all of them must have.
+        """
         self._out = out
         self._offsets = offsets
         self._files = [piece.file(folder, number) for piece in pieces]
@@ -226,6 +247,10 @@ class _Joined:
             rows = _facts(piece, folder)
             with base.open_input(self._files[at], header_only=True) as container:
                 video = base.video_stream(container)
+                known = video.codec_context.codec.canonical_name
+                if known != codec:
+                    scope.remove(str(piece.facts(folder)))
+                    raise self._refusal(at, f"is {known}, not {codec}")
                 found = (video.codec_context.extradata, video.time_base, video.width, video.height)
                 if header is None:
                     header, step = found, base.usual_step(video)

@@ -51,6 +51,8 @@ class Span:
     end: Fraction
     """When it ends."""
     frames: int
+    damaged: int
+    """Pictures that could not be decoded, or had absurd times, and were left out."""
 
 
 def read(
@@ -108,7 +110,7 @@ def read(
         for piece in sound.rest(finish * tick):
             taker.sound(piece)
     taker.finish()
-    return Span(zero * tick, last * tick, finish * tick, count)
+    return Span(zero * tick, last * tick, finish * tick, count, decoder.damaged)
 
 
 def _frames(

@@ -76,6 +76,8 @@ class Rendered:
     """Seconds in the source at which the last picture that was read ends."""
     source_frames: int
     """Pictures that were read of the source."""
+    damaged: int
+    """Pictures of the source that could not be decoded, or had absurd times, and were left out."""
 
 
 def render(
@@ -106,12 +108,16 @@ def render(
     :param progress: told the share of the source that is done, 0 to 1, never less than before; such as
         `video.scope.report`.
     :return: for each output what was written, or its error.
-    :raises ConfigError: nothing begins in that span.
+    :raises ConfigError: nothing begins in that span; or it is no span, such as one from NaN on.
     :raises SourceNotFound, SourceError: `source` cannot be read.
     :raises InvalidMedia, UnsupportedMedia: it is damaged, or has no pictures, so that no output can be made.
     :raises ItemCancelled: this item has been given up; no output is left.
     """
     name = os.fspath(source)
+    for which, value in (("start", start), ("end", end or 0)):
+        if not -_MOST_SECONDS < float(value) < _MOST_SECONDS:  # NaN neither
+            cause = f"must be a number of seconds below {_MOST_SECONDS}, not {value}"
+            raise ConfigError(cause, subject=which)
     length = None
     if progress is not None:
         length = duration_seconds(name) if end is None else float(end)
@@ -134,7 +140,8 @@ def render(
 
 
 _FOR_EVER = 2**40
-"""Seconds."""
+_MOST_SECONDS = 2**31
+"""A time that all time bases can tell."""
 
 
 class _AllFailed(Exception):
@@ -360,6 +367,7 @@ class _Rendition:
             start=float(span.first - zero),
             end=float(span.end - zero),
             source_frames=span.frames,
+            damaged=span.damaged,
         )
 
     def _take_filtered(self, frame: VideoFrame) -> None:

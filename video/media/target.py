@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import math
 import secrets
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 from video import scope
-from video.errors import ConfigError
+from video.errors import ConfigError, InvalidMedia
 from video.media import base, codecs
 from video.media.encode import Encoding
-from video.media.probe import duration_seconds
+from video.media.pieces import picture_times
 from video.media.quality import measure_quality
 from video.media.render import Output, render
+from video.media.seek import TOLERANCE_SECONDS
 
-SAMPLES, SAMPLE_SECONDS = 3, 2.0
-"""Spread evenly; of a video that is hardly longer, all is one sample."""
+SAMPLES, SAMPLE_SECONDS = 3, 2
+"""Spread evenly; of a video that is hardly longer, all is one sample. Where one picture stands still for
+longer than a sample, what comes before is the sample."""
 MOST_ROUNDS = 6
 NEAR_ENOUGH = 0.002
 """SSIM above the target at which a coarser setting is not looked for."""
@@ -59,10 +62,17 @@ def find(
     place = folder / f".samples-{secrets.token_hex(6)}"
     with scope.unfinished(place), base.output_errors(place):
         place.mkdir()
-        spans = _spans(duration_seconds(source))
         lossless = replace(_LOSSLESS, pixels=encoding.pixels)
-        for at, (start, end) in enumerate(spans):
-            _made(source, Output(place / f"{at}.mkv", filters, None, lossless), start, end)
+        spans: list[tuple[Fraction, Fraction]] = []
+        damage: InvalidMedia | None = None
+        for start, end in _spans(*_times(source)):
+            try:
+                _made(source, Output(place / f"{len(spans)}.mkv", filters, None, lossless), start, end)
+                spans.append((start, end))
+            except InvalidMedia as error:  # just there
+                damage = error
+        if not spans and damage is not None:
+            raise damage
 
         def measure(value: int) -> float:
             found = 0.0
@@ -118,14 +128,33 @@ def _between(measured: dict[int, float], target: float, good: int, bad: int) -> 
     return max(good + 1, min(bad - 1, math.floor(guess)))
 
 
-def _spans(duration: float) -> list[tuple[float, float]]:
+def _times(source: str) -> tuple[list[Fraction], Fraction]:
+    """When its pictures are shown and the last one ends, in seconds, as players count."""
+    with base.open_input(source) as container:
+        video, zero = base.video_stream(container), base.origin(container)
+        tick = base.fraction(video.time_base)
+        times = [stamp * tick - zero for stamp in picture_times(container, video)[0]]
+        return times, times[-1] + base.usual_step(video) * tick
+
+
+def _spans(times: list[Fraction], finish: Fraction) -> list[tuple[Fraction, Fraction]]:
+    """Of the samples; each has pictures."""
+    duration = finish - times[0]
     if duration <= (SAMPLES + 1) * SAMPLE_SECONDS:
-        return [(0.0, duration)]
-    starts = [duration * (at + 0.5) / SAMPLES - SAMPLE_SECONDS / 2 for at in range(SAMPLES)]
-    return [(start, start + SAMPLE_SECONDS) for start in starts]
+        return [(times[0], finish)]
+    spans = []
+    for at in range(SAMPLES):
+        start = times[0] + duration * (2 * at + 1) / (2 * SAMPLES) - Fraction(SAMPLE_SECONDS, 2)
+        next_ = bisect_left(times, start)
+        end = start + SAMPLE_SECONDS
+        if next_ == len(times) or times[next_] + TOLERANCE_SECONDS >= end:
+            end = times[next_] if next_ < len(times) else finish
+            start = max(times[0], times[next_ - 1] - SAMPLE_SECONDS)
+        spans.append((start, end))
+    return list(dict.fromkeys(spans))
 
 
-def _made(source: str, output: Output, start: float, end: float) -> None:
-    (done,) = render(source, [output], start=Fraction(start), end=Fraction(end))
+def _made(source: str, output: Output, start: Fraction, end: Fraction) -> None:
+    (done,) = render(source, [output], start=start, end=end)
     if isinstance(done, Exception):
         raise done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from video.media.render import Output, Rendered, render
 from video.models import Encoded
 from video.processors._sources import local_file
 from video.processors.encoding import EncodingJob, PieceJob
+from video.sources.base import readable
 
 SETTINGS = "settings.json"
 PALETTE = "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1"
@@ -267,13 +269,32 @@ def _place_hls(
         for rung, one in zip(rungs, made, strict=True):
             size = (packed / f"{rung.name}.m4s").stat().st_size
             found.append(_encoded(rung, one, bytes=size, **_places(job, rung)))
-        if final.exists():  # of an earlier run, by its name; else there would be another name
+        if final.exists():
+            _refuse_foreign(final)
             os.replace(final, work / "before")
         os.replace(packed, final)
     return found
 
 
+def _refuse_foreign(folder: Path) -> None:
+    """That nothing is replaced but what an earlier run has made.
+
+    :raises OutputError: there are files of others in it.
+    """
+    held = os.listdir(folder)
+    ours = re.compile(rf"{re.escape(hls.MASTER)}|\d+p\.(m3u8|m4s)")
+    foreign = sorted(one for one in held if not ours.fullmatch(one))
+    if foreign or (held and hls.MASTER not in held):
+        raise OutputError(
+            f"holds what no earlier run has made ({readable((foreign or held)[0])})",
+            subject=str(folder),
+            cure="Move that away, or choose another output folder.",
+        )
+
+
 def _encoded(rung: Rung, one: Rendered, **more: Any) -> Encoded:
     about = {name: value for name, value in asdict(one).items() if name in Encoded.model_fields}
-    told = {"encoder": rung.encoding.video, "setting": rung.setting, "ssim": rung.ssim, "note": rung.note}
+    lost = f"{one.damaged} of its pictures were damaged and left out" if one.damaged else ""
+    note = "; ".join(filter(None, (rung.note, lost)))
+    told = {"encoder": rung.encoding.video, "setting": rung.setting, "ssim": rung.ssim, "note": note}
     return Encoded.model_validate(about | told | more)

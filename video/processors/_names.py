@@ -2,11 +2,13 @@
 
 A folder keeps a small file of names, `.video-names`, to which a line is added for each name that is given:
 
-    ["talk-2", <digest of its source>, <digest of what was wanted of it>]
+    ["talk-2", <digest of its source>, <digest of what was wanted of it>, [".mp4"]]
 
-The first whole line of a name counts. So a line that a kill or a full disk has cut short is nothing, two
-programs that add to the file at once agree on who was first, and no name ever changes hands. Nothing in the
-file is used as a path: names are made from the source's own and only compared with what the file says.
+and another one when its source is given it for other files; what comes after the name in them ends the line.
+The first whole line of a name says whose it is. So a line that a kill or a full disk has cut short is
+nothing, two programs that add to the file at once agree on who was first, and no name ever changes hands.
+Nothing in the file is used as a path: names are made from the source's own and only compared with what the
+file says.
 Sources are kept as digests, since an address may hold a password.
 """
 
@@ -17,10 +19,11 @@ import errno
 import fcntl
 import json
 import os
+import re
 import stat
 import time
 import unicodedata
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Set
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +58,13 @@ class Book:
         """Given in this batch: a source that comes twice for two things has two names."""
         self._given: dict[tuple[str, Claim], str] = {}
         """The same, for each thing: one that is asked for again is the same, and so is its name."""
+        self._files: set[str] = set()
+        """The same: files that are to be made, as they are compared; and after a `/` those with a `*` that
+        would stand for them."""
+        self._endings: dict[tuple[str, str], frozenset[str]] = {}
+        """What comes after a name in the files that it was given to its owner for."""
+        self._alike: dict[frozenset[str], frozenset[str]] = {}
+        """The same, each set once: most names have the same endings."""
         self._numbers: dict[str, int] = {}
         """The last number that was tried for each name."""
         self._file: tuple[int, int] = (0, 0)
@@ -68,6 +78,8 @@ class Book:
         *,
         clash: Callable[[str], bool],
         there: Callable[[str], bool],
+        endings: Collection[str] = (),
+        foreign: Callable[[str, Set[str]], bool] | None = None,
     ) -> str:
         """`stem`, or `stem-2` and so on: the name that this source has had before, else the first that is
         free. Blind to case, as some file systems are.
@@ -76,6 +88,9 @@ class Book:
             same name for each of them whatever their order.
         :param clash: whether a name may not be given to anybody.
         :param there: whether there are files of a name. One that nobody owns is then somebody else's.
+        :param endings: what comes after the name in the files that are meant to be made.
+        :param foreign: whether there are files of a name, but for those with endings that this source had it
+            for: somebody has put them there since. None: there are none.
         :raises OutputError: if it cannot be written down.
         """
         mine = Claim(_digest(source), _digest(wants))
@@ -83,17 +98,36 @@ class Book:
             return given
         with self._open() as file:
             self._read(file)
-            found = self._had(stem, mine, clash)
+            found = self._had(stem, mine, clash, foreign)
+            if found is not None and not self._endings_of(found, mine).issuperset(endings):
+                self._add(file, found, mine, endings)
             while found is None:
                 found = self._next(stem, clash, there)
-                self._add(file, found, mine)
+                self._add(file, found, mine, endings)
                 if self._claims[_key(found)].owner != mine.owner:  # another program was quicker
                     found = None
         self._used.add(_key(found))
         self._given[stem, mine] = found
         return found
 
-    def _had(self, stem: str, mine: Claim, clash: Callable[[str], bool]) -> str | None:
+    def makes(self, file: str) -> bool:
+        """Whether that file may be one that this batch is to make; see `make`."""
+        return not self._files.isdisjoint((_key(file), f"/{_key(file)}", *_numberless(file)))
+
+    def make(self, file: str) -> None:
+        """Say that this batch is to make it; a `*` in it stands for a number, the last before its type."""
+        self._files.update((_key(file), *(f"/{one}" for one in _numberless(file))))
+
+    def _endings_of(self, name: str, mine: Claim) -> frozenset[str]:
+        return self._endings.get((_key(name), mine.owner), frozenset())
+
+    def _had(
+        self,
+        stem: str,
+        mine: Claim,
+        clash: Callable[[str], bool],
+        foreign: Callable[[str, Set[str]], bool] | None,
+    ) -> str | None:
         """A name that it has and this batch has not used yet; rather one that was given for the same."""
         had: list[tuple[bool, int, str]] = []
         for key in self._owned.get(mine.owner, ()):
@@ -101,8 +135,11 @@ class Book:
             if not number.isdecimal() or len(number) > 9:
                 continue  # of another stem: it is called otherwise now
             name = _numbered(stem, int(number))
-            if _key(name) == key and key not in self._used and not clash(name):
-                had.append((self._claims[key].wants != mine.wants, int(number), name))
+            if _key(name) != key or key in self._used or clash(name):
+                continue
+            other = self._claims[key].wants != mine.wants
+            if not (other and foreign is not None and foreign(name, self._endings_of(name, mine))):
+                had.append((other, int(number), name))
         return min(had)[2] if had else None
 
     def _next(self, stem: str, clash: Callable[[str], bool], there: Callable[[str], bool]) -> str:
@@ -174,31 +211,34 @@ class Book:
 
     def _heed(self, line: bytes) -> None:
         try:
-            name, owner, wants = json.loads(line)
+            name, owner, wants, *more = json.loads(line)
         except (ValueError, TypeError, RecursionError):
             return  # cut short, or no such line at all
         if isinstance(name, str) and isinstance(owner, str) and isinstance(wants, str):
-            self._take(name, Claim(owner, wants))
+            endings = more[0] if more and isinstance(more[0], list) else ()
+            self._take(name, Claim(owner, wants), [one for one in endings if isinstance(one, str)])
 
-    def _take(self, name: str, claim: Claim) -> None:
+    def _take(self, name: str, claim: Claim, endings: Iterable[str]) -> None:
         key = _key(name)
+        all_ = self._endings_of(name, claim).union(endings)
+        self._endings[key, claim.owner] = self._alike.setdefault(all_, all_)
         if key not in self._claims:
             self._claims[key] = claim
             self._owned.setdefault(claim.owner, []).append(key)
 
-    def _add(self, file: int, name: str, mine: Claim) -> None:
+    def _add(self, file: int, name: str, mine: Claim, endings: Collection[str]) -> None:
         """Write that a name is taken, and read back who was first."""
         if not self._keep:
-            self._take(name, mine)
+            self._take(name, mine, endings)
             return
-        line = json.dumps([name, *mine]).encode() + b"\n"
+        line = json.dumps([name, *mine, *([sorted(endings)] if endings else [])]).encode() + b"\n"
         size = os.fstat(file).st_size
         if size and os.pread(file, 1, size - 1) != b"\n":  # its last line was cut short
             line = b"\n" + line
         if os.write(file, line) < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._read(file)
-        self._take(name, mine)  # where it has been removed at this very moment
+        self._take(name, mine, endings)  # where it has been removed at this very moment
 
 
 def stem(
@@ -209,6 +249,7 @@ def stem(
     *,
     files: Callable[[str], Iterable[str]],
     keep: bool,
+    apart: bool = False,
 ) -> str:
     """What outputs of this request are called: a name that no other video has in that folder, and that makes
     no output replace an input of the batch.
@@ -216,24 +257,51 @@ def stem(
     :param request: with a `source` and an `output_dir`.
     :param books: of this batch, by real path of their folder; one is added for a new one.
     :param inputs: real paths of the batch's own.
-    :param files: what stands in the folder for a name.
+    :param files: that are to be made in the folder for a name; each begins with it. `*` stands for a number
+        that is not known yet, the last one before its type.
     :param keep: as for `Book`.
+    :param apart: files of unlike names are never the same, so that none need be held in mind.
     :raises OutputError: if it cannot be written down.
     """
     real = os.path.realpath(folder)
     if real not in books:
         books[real] = Book(Path(real), keep=keep)
+    book = books[real]
 
-    def paths(name: str) -> Iterator[str]:
-        return (os.path.join(real, file) for file in files(name))
+    def clash(name: str) -> bool:
+        return any(
+            book.makes(file)
+            or os.path.join(real, file) in inputs
+            or any(path in inputs for path in standing(real, file))
+            for file in files(name)
+        )
 
-    return books[real].name(
+    def foreign(name: str, known: Set[str]) -> bool:
+        return any(any(standing(real, file)) for file in files(name) if file[len(name) :] not in known)
+
+    found = book.name(
         display_name(request.source),
         _identity(request.source),
         request.model_dump_json(exclude={"source", "output_dir"}),
-        clash=lambda name: any(path in inputs for path in paths(name)),
-        there=lambda name: any(map(os.path.lexists, paths(name))),
+        clash=clash,
+        there=lambda name: foreign(name, set()),
+        endings=[file.removeprefix("x") for file in files("x")],
+        foreign=foreign,
     )
+    for file in () if apart else files(found):
+        book.make(file)
+    return found
+
+
+def standing(folder: str | os.PathLike[str], file: str) -> Iterator[str]:
+    """Paths of what is in the folder under that name, in which `*` stands for any number."""
+    if "*" not in file:
+        path = os.path.join(folder, file)
+        return iter([path] if os.path.lexists(path) else [])
+    any_number = re.compile(r"\d+".join(map(re.escape, file.split("*"))))
+    with contextlib.suppress(OSError):
+        return (os.path.join(folder, one) for one in os.listdir(folder) if any_number.fullmatch(one))
+    return iter(())
 
 
 def _identity(source: str) -> str:
@@ -263,6 +331,12 @@ def _lock(file: int) -> None:
 
 def _numbered(stem: str, number: int) -> str:
     return stem if number == 1 else f"{stem}-{number}"
+
+
+def _numberless(file: str) -> list[str]:
+    """The name with a `*` for its last number, if it has one, as it is compared."""
+    number = re.search(r"\d+(?=\D*\.\w+$)", file)
+    return [] if number is None else [_key(f"{file[: number.start()]}*{file[number.end() :]}")]
 
 
 def _key(name: str) -> str:

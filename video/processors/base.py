@@ -84,7 +84,10 @@ class Processor(ABC, Generic[Request, Response]):
         )
         self.validation_reasons: list[str | None] = []
         """For each request of the last `validate_batch`: None, or why it is not valid."""
-        self.runner = Runner(self.config, observers=observers, policies=self._policies())
+        self.policies = self._policies()
+        """Beside the standard ones. Whoever makes another runner gives it the same: one of them may be a
+        cache in memory."""
+        self.runner = Runner(self.config, observers=observers, policies=self.policies)
         self._error_handler: Callable[[BaseException, Any], Response | None] | None = None
 
     def _policies(self) -> list[Policy]:

@@ -173,4 +173,5 @@ def _stem(request: VideoClipRequest, folder: Path, names: Names, *, keep: bool) 
         names.inputs,
         files=lambda name: (f"{name}-{number:02d}.{request.format}" for number in numbers),
         keep=keep,
+        apart=True,
     )

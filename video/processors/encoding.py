@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +15,7 @@ from video.errors import ConfigError, VideoError
 from video.events import Observer
 from video.models import Codec, Encoded, EncodingFormat, Preset, VideoEncodingRequest, VideoEncodingResponse
 from video.outcome import Outcome
-from video.processors._names import stem
+from video.processors._names import standing, stem
 from video.processors._sources import absolute, check_source, inputs_of, resource_of
 from video.processors.base import Chosen, Names, Processor, facts
 from video.runner import Runner
@@ -111,6 +111,8 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
         """Called before each of its batches with what their items are, such as "pieces", and their names; for
         whoever draws progress. Long videos make a batch of their pieces first."""
         super().__init__(config, observers=self._observers)
+        self._most = self.config.max_workers
+        """As the user has set it; `widen` changes what the configuration says."""
 
     def batch_encode_videos(
         self,
@@ -134,8 +136,8 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
             of each are encoded; one that failed is answered with its error).
         :param format: "mp4", "mkv", "webm", "gif" or "hls".
         :param quality: "low", "medium" or "high"; or the least SSIM, such as 0.97, that is to be kept.
-        :param parallel_workers: at most; fewer where CPUs or memory are fewer, so that nothing is gained by
-            asking for more. None: as many as fit.
+        :param parallel_workers: at most; fewer where CPUs, memory or the configuration's `max_workers` are
+            fewer, so that nothing is gained by asking for more. None: as many as fit.
         :param ladder: pixels of the shorter side of each rendition, such as (1080, 720, 480, 360).
         :param chunk_seconds: encode long videos in pieces of at least so many seconds.
         :param backend, checkpoint: as for `process_batch_parallel`.
@@ -160,13 +162,14 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
 
         :param sources: what is to be encoded. Where memory may be short, the size of the first ones is looked
             at, by a worker.
-        :param most: None: as many as fit; there is at least one.
+        :param most: None: as many as fit; there is at least one, and never more than the `max_workers` that
+            the processor was given.
         :raises ConfigError: it is below 1.
         """
         if most is not None and most < 1:
             raise ConfigError(f"parallel_workers is {most}", cure="It takes a whole number of at least 1.")
         cpus, memory = resources.usable_cpus(), resources.free_memory()
-        fits = cpus if most is None else min(cpus, most)
+        fits = min(one for one in (cpus, most, self._most) if one is not None)
         if memory < fits * WORKER_BYTES * LARGE_PIXELS / USUAL_PIXELS:
             looked_at = [absolute(one) for one in sources if not is_url(one)][:LOOKED_AT]
             self.announce("looking at sizes", list(map(_shown, looked_at)))
@@ -176,7 +179,7 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
         if fits != self.config.max_workers:
             self.close()
             self.config = replace(self.config, max_workers=fits)
-            self.runner = Runner(self.config, observers=self._observers, policies=self._policies())
+            self.runner = Runner(self.config, observers=self._observers, policies=self.policies)
         return fits
 
     def before(self, call: dict[str, Any], checkpoint: Checkpoint | None) -> None:
@@ -192,7 +195,7 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
             if isinstance(job, EncodingJob)
             and job.chunk_seconds is not None
             # One that an earlier run has done has its outputs, and no pieces any more.
-            and not (resumed and not job.pieces.exists() and any(map(os.path.lexists, _paths(job))))
+            and not (resumed and not job.pieces.exists() and _has_outputs(job))
         ]
         if long:
             self._encode_pieces(long, call)
@@ -221,7 +224,9 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
     def resource(self, job: EncodingJob) -> str:
         return resource_of(job.source)
 
-    def job_key(self, job: EncodingJob) -> str:
+    def job_key(self, job: EncodingJob | PieceJob) -> str:
+        if isinstance(job, PieceJob):
+            return f"piece {job.piece.number} of {self.job_key(job.job)}"
         # Its files may have another name where another batch has other videos of that name.
         return super().job_key(replace(job, stem="", pieces=Path()))
 
@@ -250,13 +255,14 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
             folder,
             names.books,
             names.inputs,
-            files=lambda name: map(os.path.basename, _paths(replace(job, stem=name))),
+            files=lambda name: _files(replace(job, stem=name)),
             keep=self.keep_names,
         )
         job = replace(job, stem=name)
         if job.chunk_seconds is None:
             return job
-        return replace(job, pieces=folder / f".{name[:40]}-{self.job_key(job)[:16]}.pieces")
+        known_by = blake2b(self.job_key(job).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+        return replace(job, pieces=folder / f".{name[:40]}-{known_by}.pieces")
 
     def respond(
         self,
@@ -307,19 +313,19 @@ def _master(playlist: Path) -> Path:
     return playlist.with_name(MASTER)
 
 
-def _paths(job: EncodingJob) -> Iterator[str]:
-    """What stands in the output folder for a job, as far as that is known before the video is looked at."""
+def _has_outputs(job: EncodingJob) -> bool:
+    return any(any(standing(job.output_dir, file)) for file in _files(job))
+
+
+def _files(job: EncodingJob) -> list[str]:
+    """What a job makes in the output folder, as far as that is known before the video is looked at."""
     if job.format == "hls":
-        yield os.path.join(job.output_dir, job.stem)
-    elif not job.ladder:
-        yield os.path.join(job.output_dir, f"{job.stem}.{job.format}")
-    else:
-        yield from (os.path.join(job.output_dir, f"{job.stem}-{side}p.{job.format}") for side in job.ladder)
-        # A video that is smaller than its ladder gives a rendition of its own size.
-        rendition = re.compile(rf"{re.escape(job.stem)}-\d+p\.{job.format}")
-        if os.path.isdir(job.output_dir):
-            found = filter(rendition.fullmatch, os.listdir(job.output_dir))
-            yield from (os.path.join(job.output_dir, name) for name in found)
+        return [job.stem]
+    if not job.ladder:
+        return [f"{job.stem}.{job.format}"]
+    # A video that is smaller than its ladder gives a rendition of its own size.
+    sides: list[Any] = [*dict.fromkeys(side // 2 * 2 for side in job.ladder), "*"]
+    return [f"{job.stem}-{side}p.{job.format}" for side in sides]
 
 
 def _asked(
