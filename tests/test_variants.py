@@ -574,9 +574,11 @@ def test_the_command_makes_variants_and_says_so_in_json(clip: Path, tmp_path: Pa
 
 def test_a_dry_run_prints_the_plans_and_writes_nothing(clip: Path, tmp_path: Path) -> None:
     done = run("variants", clip, "--count", 2, "--seed", 4, "--dry-run", cwd=tmp_path)
-    assert done.stdout.count("transformations") == 2
+    plans = [json.loads(line) for line in done.stdout.splitlines()]
     facts = facts_of(clip)
-    assert str(fuse.fuse(strategies.choose("standard", facts, 4, 1), facts)) in done.stdout
+    chosen = [strategies.choose("standard", facts, 4, number) for number in (1, 2)]
+    assert [one["plan"] for one in plans] == [str(fuse.fuse(one, facts)) for one in chosen]
+    assert [one["transformations"] for one in plans] == [[it.as_dict() for it in one] for one in chosen]
     assert files(tmp_path) == []
 
 

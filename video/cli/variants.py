@@ -106,7 +106,7 @@ def variants(
     for note in notes:
         say(people(), note, "failed:")
     if dry_run:
-        code = preview(sources, count, strategy, seed, workers, backend, timeout)
+        code = preview(sources, count, strategy, seed, workers, backend, timeout, machine_reads(json))
         return max(code, SOME_FAILED_EXIT if notes else 0)
 
     from video.processors.variants import VARIANT_SECONDS, VideoProcessingManager
@@ -143,21 +143,30 @@ def variants(
 
 def preview(
     sources: Sequence[str], count: int, strategy: str, seed: int, workers: int | None, backend: str,
-    timeout: float | None,
+    timeout: float | None, lines: bool,
 ) -> int:  # fmt: skip
-    """Print the plan of each variant; the exit code."""
+    """Print the plan of each variant; the exit code.
+
+    :param lines: as JSON, one a line, with the list of its transformations beside it.
+    """
     from video.errors import VideoError
     from video.media import fuse, strategies
     from video.processors.variants import VARIANT_SECONDS, VideoProcessingManager
 
     code = 0
     manager = VideoProcessingManager(workers, backend=backend, timeout=timeout or VARIANT_SECONDS)
-    for found in manager.facts(sources):
+    for source, found in zip(sources, manager.facts(sources), strict=True):
         try:
             facts = found.unwrap()
             for number in range(1, count + 1):
                 chosen = strategies.choose(strategy, facts, seed, number)
-                click.echo(f"variant {number}: {fuse.fuse(chosen, facts)}")
+                plan = str(fuse.fuse(chosen, facts))
+                if lines:
+                    made = [one.as_dict() for one in chosen]
+                    told = {"input_path": source, "strategy": strategy, "seed": seed, "number": number}
+                    click.echo(json_module.dumps(told | {"transformations": made, "plan": plan}))
+                else:
+                    click.echo(f"variant {number}: {plan}")
         except VideoError as error:
             say(people(), str(error), "failed:")
             code = SOME_FAILED_EXIT
