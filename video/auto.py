@@ -37,7 +37,7 @@ FREE = 0.2
 however long it takes."""
 FREE_SECONDS = 0.0045
 """Of one that never lets go by itself, nothing is heard for 5 ms."""
-WAIT_SECONDS = 0.0018
+WAIT_SECONDS = 0.0012
 """The same for one that uses no CPU either."""
 WATCH_SECONDS = 0.1
 """The first look at progress comes no earlier."""
