@@ -143,7 +143,7 @@ def variants(
 
 def preview(
     sources: Sequence[str], count: int, strategy: str, seed: int, workers: int | None, backend: str,
-    timeout: float | None, lines: bool,
+    timeout: float | None, lines: bool = False,
 ) -> int:  # fmt: skip
     """Print the plan of each variant; the exit code.
 
