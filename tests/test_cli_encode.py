@@ -73,6 +73,27 @@ def test_a_run_with_resume_goes_on_where_it_stopped(short: Path, tmp_path: Path)
     assert run(*words, "--quality", "high", "--fork", cwd=tmp_path).returncode == 0
 
 
+def test_videos_are_encoded_in_the_order_of_their_sizes_where_that_is_asked_for(
+    short: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.mp4").hardlink_to(short)
+    (tmp_path / "b.mp4").write_bytes(short.read_bytes() + bytes(1000))
+    run(
+        "encode",
+        "a.mp4",
+        "b.mp4",
+        "--quality",
+        "low",
+        "--backend",
+        "serial",
+        "--order",
+        "longest",
+        cwd=tmp_path,
+    )
+    made = sorted((tmp_path / "encoded").glob("*.mp4"), key=lambda path: path.stat().st_mtime_ns)
+    assert [path.name for path in made] == ["b.mp4", "a.mp4"]
+
+
 def test_jobs_resume_goes_on_with_what_was_asked_for(short: Path, tmp_path: Path) -> None:
     words = ("encode", "film.mp4", "late.mp4", "--codec", "hevc", "--quality", "low", "--ladder", "120",
              "--resume", "--backend", "serial", "--chunk", "1")  # fmt: skip

@@ -18,6 +18,7 @@ from video.cli.common import (
     CHECKPOINT,
     SOME_FAILED_EXIT,
     STOPPED_EXIT,
+    batch_options,
     config_of,
     counted,
     engine_options,
@@ -155,48 +156,8 @@ class Asked(Run):
     show_default=True,
     help="Container of the clips.",
 )
-@click.option(
-    "--resume",
-    is_flag=True,
-    help="Write down what is done, and go on where an earlier run with --resume stopped.",
-)
-@click.option(
-    "--checkpoint",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Where that is written down; implies --resume.  [default: .video-jobs.sqlite in DIR]",
-)
-@click.option(
-    "--batch",
-    metavar="NAME",
-    help="Name of this batch where several share that file; implies --resume.  [default: clips]",
-)
-@click.option("--fork", is_flag=True, help="With other settings than the earlier run had: begin a new one.")
-@click.option(
-    "--retries",
-    type=click.IntRange(0, 100),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Try a video again up to N times that failed for a reason which may pass.",
-)
+@batch_options("clips")
 @engine_options
-@click.option(
-    "--order",
-    type=click.Choice(["input", "shortest", "longest"]),
-    default="input",
-    show_default=True,
-    help="Which videos come first, by the size of their files: shortest, so that most are done soon, or "
-    "longest, so that no worker ends with a long one.",
-)
-@click.option(
-    "--set",
-    "more",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Any other setting of the guide's table, such as rate_limit_rpm=60, memory_limit_gb=4, "
-    "circuit_breaker_enabled=true, or enable_caching=true with cache_path=FILE. May be given again.",
-)
 @click.option(
     "--json",
     is_flag=True,
@@ -228,16 +189,26 @@ def clips(
         })  # fmt: skip
     except ValidationError as error:
         raise click.UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+    place = place_of(out, checkpoint, resume=resume, batch=batch, fork=fork, dry_run=dry_run)
+    return run_clips(
+        asked, notes, json, explain, dry_run, debug, place=place, batch=batch, fork=fork,
+        command=None if place is None else kept_as(asked, inputs, place),
+    )  # fmt: skip
+
+
+def place_of(
+    out: Path, checkpoint: Path | None, *, resume: bool, batch: str | None, fork: bool, dry_run: bool
+) -> Path | None:
+    """Where a batch is written down; None: nowhere.
+
+    :raises UsageError: for options that do not go together.
+    """
     resume = resume or checkpoint is not None or batch is not None
     if resume and dry_run:
         raise click.UsageError("--dry-run writes nothing that could be resumed")
     if fork and not resume:
         raise click.UsageError("--fork needs --resume")
-    place = (checkpoint or folder_of(out) / CHECKPOINT) if resume else None
-    return run_clips(
-        asked, notes, json, explain, dry_run, debug, place=place, batch=batch, fork=fork,
-        command=None if place is None else kept_as(asked, inputs, place),
-    )  # fmt: skip
+    return (checkpoint or folder_of(out) / CHECKPOINT) if resume else None
 
 
 def settings_of(words: tuple[str, ...]) -> dict[str, str]:

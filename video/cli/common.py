@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -86,6 +87,45 @@ def engine_options(command: Command) -> Command:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def batch_options(name: str) -> Callable[[Command], Command]:
+    """What commands ask of a batch: --resume, --checkpoint, --batch, --fork, --retries, --order and --set.
+
+    :param name: the batch's own in a checkpoint.
+    """
+
+    def add(command: Command) -> Command:
+        for option in reversed(
+            [
+                click.option("--resume", is_flag=True,
+                             help="Write down what is done, and go on where an earlier run with --resume "
+                                  "stopped."),
+                click.option("--checkpoint", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+                             help=f"Where that is written down; implies --resume.  [default: {CHECKPOINT} "
+                                  "in DIR]"),
+                click.option("--batch", metavar="NAME",
+                             help="Name of this batch where several share that file; implies --resume.  "
+                                  f"[default: {name}]"),
+                click.option("--fork", is_flag=True,
+                             help="With other settings than the earlier run had: begin a new one."),
+                click.option("--retries", type=click.IntRange(0, 100), default=0, show_default=True,
+                             metavar="N",
+                             help="Try a video again up to N times that failed for a reason which may pass."),
+                click.option("--order", type=click.Choice(["input", "shortest", "longest"]), default="input",
+                             show_default=True,
+                             help="Which videos come first, by the size of their files: shortest, so that "
+                                  "most are done soon, or longest, so that no worker ends with a long one."),
+                click.option("--set", "more", multiple=True, metavar="NAME=VALUE",
+                             help="Any other setting of the guide's table, such as rate_limit_rpm=60, "
+                                  "memory_limit_gb=4, circuit_breaker_enabled=true, or enable_caching=true "
+                                  "with cache_path=FILE. May be given again."),
+            ]
+        ):  # fmt: skip
+            command = option(command)
+        return command
+
+    return add
 
 
 NOT_SET = (

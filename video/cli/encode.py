@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 import click
 from pydantic import ValidationError, model_validator
 
-from video.cli.clips import Run, as_line, complain, folder_of, kept_as, settings_of
+from video.cli.clips import Run, as_line, complain, kept_as, place_of, settings_of
 from video.cli.common import (
-    CHECKPOINT,
     SOME_FAILED_EXIT,
     STOPPED_EXIT,
+    batch_options,
     config_of,
     counted,
     engine_options,
@@ -127,39 +127,8 @@ def _sides(ctx: click.Context, option: click.Parameter, words: str) -> tuple[int
 )
 @click.option("--no-hardware", is_flag=True, help="Never use an encoder of the machine's hardware.")
 @click.option("--no-sound", is_flag=True, help="Pictures only.")
-@click.option(
-    "--resume",
-    is_flag=True,
-    help="Write down what is done, and go on where an earlier run with --resume stopped.",
-)
-@click.option(
-    "--checkpoint",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Where that is written down; implies --resume.  [default: .video-jobs.sqlite in DIR]",
-)
-@click.option(
-    "--batch",
-    metavar="NAME",
-    help="Name of this batch where several share that file; implies --resume.  [default: encodings]",
-)
-@click.option("--fork", is_flag=True, help="With other settings than the earlier run had: begin a new one.")
-@click.option(
-    "--retries",
-    type=click.IntRange(0, 100),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Try a video again up to N times that failed for a reason which may pass.",
-)
+@batch_options("encodings")
 @engine_options
-@click.option(
-    "--set",
-    "more",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Any other setting of the guide's table, such as memory_limit_gb=4. May be given again.",
-)
 @click.option(
     "--json",
     is_flag=True,
@@ -171,7 +140,7 @@ def encode(
     inputs: tuple[str, ...], out: Path, format_: str, codec: str | None, quality: str | None,
     target: float | None, ladder: tuple[int, ...], chunk: float | None, no_hardware: bool, no_sound: bool,
     resume: bool, checkpoint: Path | None, batch: str | None, fork: bool, retries: int,
-    backend: str, workers: int | None, timeout: float | None, more: tuple[str, ...],
+    order: str, backend: str, workers: int | None, timeout: float | None, more: tuple[str, ...],
     json: bool, dry_run: bool, debug: bool,
 ) -> int:  # fmt: skip
     """Encode videos anew, in another format, codec or size.
@@ -189,16 +158,11 @@ def encode(
             "sources": sources, "out": str(out), "format": format_, "codec": codec,
             "quality": target or quality or "high", "ladder": ladder, "hardware": not no_hardware,
             "sound": not no_sound, "chunk_seconds": chunk, "retries": retries, "backend": backend,
-            "workers": workers, "timeout": timeout, "more": settings_of(more),
+            "workers": workers, "timeout": timeout, "order": order, "more": settings_of(more),
         })  # fmt: skip
     except ValidationError as error:
         raise click.UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
-    resume = resume or checkpoint is not None or batch is not None
-    if resume and dry_run:
-        raise click.UsageError("--dry-run writes nothing that could be resumed")
-    if fork and not resume:
-        raise click.UsageError("--fork needs --resume")
-    place = (checkpoint or folder_of(out) / CHECKPOINT) if resume else None
+    place = place_of(out, checkpoint, resume=resume, batch=batch, fork=fork, dry_run=dry_run)
     command = None if place is None else kept_as(asked, inputs, place, "encode")
     return run_encode(
         asked, notes, json, dry_run, debug, place=place, batch=batch, fork=fork, command=command
@@ -240,7 +204,7 @@ def run_encode(
                     place, batch=batch, settings=settings, fork=fork, command=command
                 )
                 stack.enter_context(kept)
-            for ready in processor.stream_process(requests, checkpoint=kept):
+            for ready in processor.stream_process(requests, checkpoint=kept, order=asked.order):
                 go_on()
                 responses += ready
                 if lines:
