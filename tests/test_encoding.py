@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import shared
 from tests.http_server import serve
-from tests.media_files import heard, numbers, onset, shown, tone, write_audio, write_video
+from tests.media_files import decoding_times, heard, numbers, onset, shown, tone, write_audio, write_video
 from tests.waiting import until
 from video import (
     Clip,
@@ -717,9 +717,21 @@ def test_pieces_make_the_same_video_as_one_go(
     assert files(tmp_path / "pieces") == {joined.path.name}
 
 
-def test_pieces_begin_at_key_frames_and_hold_every_frame_once(numbered: Path) -> None:
+def scenes_of(frames: int, *cuts: int) -> list[int]:
+    """Numbers that differ in one block from each to the next, but in four or more where a scene begins."""
+    pattern = 0b1111 << 8
+    return [(at ^ at >> 1) | pattern * (sum(at >= cut for cut in cuts) % 2) for at in range(frames)]
+
+
+def begins(planned: list[pieces.Piece]) -> list[int]:
+    """The first picture of each, as its place in the video."""
+    return list(itertools.accumulate((one.frames for one in planned[:-1]), initial=0))
+
+
+def test_where_no_scene_changes_pieces_begin_at_key_frames_and_hold_every_frame_once(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "a.mp4", frames=scenes_of(150), b_frames=3)
     for seconds in (1, 1.5, 3, 60):
-        planned = pieces.plan(str(numbered), seconds)
+        planned = pieces.plan(str(source), seconds)
         assert sum(one.frames for one in planned) == 150
         assert planned[0].start == 0
         assert planned[-1].end is None
@@ -727,11 +739,68 @@ def test_pieces_begin_at_key_frames_and_hold_every_frame_once(numbered: Path) ->
             assert one.end == following.start
             assert one.end * 25 % 12 == 0
             assert one.end - one.start >= seconds
-    assert len(pieces.plan(str(numbered), 60)) == 1
+    assert len(pieces.plan(str(source), 60)) == 1
 
 
 OPEN = "keyint=12:min-keyint=12:scenecut=0:bframes=3:b-adapt=0:open-gop=1"
 LATE = [Fraction(number, 25) + 10 for number in range(75)]
+
+
+CUTS = (31, 67, 110, 160)
+EVENLY = [Fraction(at, 25) for at in range(200)]
+UNEVENLY = [Fraction(at // 2 * 2, 25) + Fraction(at % 2, 50) for at in range(200)]
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("a.mp4", {}),
+        ("a.mkv", {"times": UNEVENLY}),
+        ("a.mp4", {"options": {"x264-params": OPEN}}),
+        ("a.mp4", {"codec": "libx265", "options": {"x265-params": f"{OPEN}:log-level=none"}}),
+        ("a.ts", {}),
+    ],
+    ids=["closed groups", "uneven times", "open groups", "open groups of HEVC", "transport stream"],
+)
+def test_pieces_begin_with_scenes_and_make_the_same_video(
+    name: str, how: dict[str, Any], serial: VideoEncodingProcessor, tmp_path: Path
+) -> None:
+    """Key frames are at 0, 12, 24...; at 110 a scene begins too late, so that a key frame is taken."""
+    shows = scenes_of(200, *CUTS)
+    source = write_video(
+        tmp_path / name, frames=shows, times=how.pop("times", EVENLY), sound=tone(1, 0.5, 8), **how
+    )
+    planned = pieces.plan(str(source), 1)
+    assert begins(planned) == [0, 31, 67, 96, 132, 160]
+    assert [one.start for one in planned[1:]] == [one.end for one in planned[:-1]]
+    assert sum(one.frames for one in planned) == 200
+    wants = {"quality": "medium"}
+    (whole,) = encoded(serial, source, tmp_path / "whole", **wants)
+    (joined,) = encoded(serial, source, tmp_path / "pieces", chunk_seconds=1, **wants)
+    left, right = shown(whole.path), shown(joined.path)
+    assert [one.number for one in left] == [one.number for one in right] == shows
+    assert [one.seconds for one in left] == [one.seconds for one in right]
+    stored = decoding_times(joined.path)
+    assert all(one < following for one, following in itertools.pairwise(stored))
+    assert np.array_equal(heard(whole.path)[1], heard(joined.path)[1])
+
+
+def test_scenes_are_found_wherever_key_frames_are(tmp_path: Path) -> None:
+    """In nothing but key frames; in groups of more than a window; and at a key frame itself."""
+    shows = scenes_of(200, *CUTS)
+    every = write_video(tmp_path / "every.mkv", frames=shows, codec="mjpeg", pixels="yuvj420p", gop=1)
+    assert begins(pieces.plan(str(every), 1))[1:3] == [31, 67]
+    few = write_video(tmp_path / "few.mp4", frames=shows, gop=50)
+    assert begins(pieces.plan(str(few), 2)) == [0, 67, 150]
+    there = write_video(tmp_path / "there.mp4", frames=scenes_of(200, 36))
+    assert begins(pieces.plan(str(there), 1))[1] == 36
+    stored = write_video(tmp_path / "stored.avi", frames=shows)  # it does not say when pictures are shown
+    assert all(at % 12 == 0 for at in begins(pieces.plan(str(stored), 1)))
+
+
+def test_a_video_of_one_key_frame_is_one_piece(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "a.mp4", frames=scenes_of(200, *CUTS), gop=300)
+    assert len(pieces.plan(str(source), 1)) == 1
 
 
 @pytest.mark.parametrize(
@@ -880,28 +949,31 @@ with VideoEncodingProcessor(ParallelConfig(backend=sys.argv[3], max_workers=2)) 
 
 
 def test_a_killed_run_goes_on_with_the_pieces_that_are_done(
-    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serial: VideoEncodingProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shows = scenes_of(200, *CUTS)
+    source = write_video(tmp_path / "a.mp4", frames=shows)
     out = tmp_path / "out"
-    command = [sys.executable, "-c", PROGRAM, str(numbered), str(out), "serial"]
+    command = [sys.executable, "-c", PROGRAM, str(source), str(out), "serial"]
     program = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL)
-    until(lambda: len(list(out.glob(".*.pieces/*.json"))) >= 2 or program.poll() is not None)
+    until(lambda: len(list(out.glob(".*.pieces/0*.json"))) >= 2 or program.poll() is not None)
     program.send_signal(signal.SIGKILL)
     program.wait(20)
     (folder,) = out.glob(".*.pieces")
-    done = {path.name for path in folder.glob("*.json")}
-    total = len(pieces.plan(str(numbered), 1))
+    done = {path.name for path in folder.glob("0*.json")}
+    total = len(pieces.plan(str(source), 1))
     assert 2 <= len(done) < total
+    monkeypatch.delattr(pieces, "plan")  # what was planned holds
 
     again = []
     encode = pieces.render
     monkeypatch.setattr(
         pieces, "render", lambda *words, **more: again.append(words) or encode(*words, **more)
     )
-    found = encoded(serial, numbered, out, chunk_seconds=1, ladder=(120, 60))
+    found = encoded(serial, source, out, chunk_seconds=1, ladder=(120, 60))
     assert len(again) == total - len(done)
     for one in found:
-        assert numbers(one.path) == list(range(150))
+        assert numbers(one.path) == shows
     assert not folder.exists()
 
 

@@ -17,7 +17,7 @@ from tests.conftest import shared
 from tests.media_files import picture, tone, write_audio, write_video
 from video import scope
 from video.errors import ConfigError, InvalidMedia, ItemCancelled, UnsupportedMedia
-from video.media import highlights
+from video.media import highlights, scenes
 from video.media.highlights import SILENCE, WINDOW, Signals, choose, find_highlights, measure_signals
 from video.media.sample import FPS, write_sample
 
@@ -232,7 +232,7 @@ def test_change_is_zero_in_a_still_and_large_between_scenes(tmp_path: Path) -> N
 
 
 def test_a_darker_picture_is_no_change_of_scene() -> None:
-    pictures = highlights._Pictures()
+    pictures = scenes.Pictures()
     bright = picture(1234, 160, 120)
     for pts, gray in enumerate((bright, bright - 40)):
         frame = av.VideoFrame.from_ndarray(gray, "gray")
@@ -254,7 +254,7 @@ def test_key_frames_at_cuts_stand_off_the_grid(tmp_path: Path) -> None:
 def test_only_some_pictures_of_an_all_key_frame_video_are_compared(tmp_path: Path) -> None:
     source = write_video(tmp_path / "v.mp4", frames=50, gop=1)
     signals = measure_signals(source)
-    assert np.diff(signals.key_times).min() >= highlights.KEY_SPACING
+    assert np.diff(signals.key_times).min() >= scenes.KEY_SPACING
     assert len(signals.key_times) <= 8
 
 

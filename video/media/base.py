@@ -276,6 +276,17 @@ def packets(container: InputContainer, *streams: Stream) -> Iterator[Packet[Any]
                 yield packet
 
 
+def decoded(stream: Any, packet: Packet[Any] | None) -> list[Any]:
+    """The frames that come out of a stream's decoder; none for a damaged packet, as the next may be whole.
+
+    :param packet: None: what is left.
+    """
+    try:
+        return stream.decode(packet)  # type: ignore[no-any-return]
+    except FFmpegError:
+        return []
+
+
 def source_name(container: InputContainer) -> str:
     """The path that `open_input` was given, absolute, for messages."""
     return container.name.removeprefix("file:")

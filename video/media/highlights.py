@@ -28,14 +28,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from av.audio.frame import AudioFrame
-from av.error import FFmpegError
-from av.packet import Packet
-from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 
 from video.errors import ConfigError, InvalidMedia
 from video.media import base
 from video.media.probe import LONGEST_SECONDS
+from video.media.scenes import KEY_SPACING, OVER_USUAL, SCENE_CHANGE, Pictures
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -43,11 +40,6 @@ WINDOW = 0.5
 """Seconds of sound that one figure of loudness stands for."""
 SILENCE = -60.0
 """dBFS; anything quieter counts as this."""
-KEY_SPACING = 0.25
-"""Seconds: key frames nearer than this to the one before are not decoded, so that a video of nothing but
-key frames (ProRes, MJPEG) costs no more than four pictures a second."""
-THUMB = (64, 36)
-"""Width and height in pixels at which key pictures are compared."""
 
 WEIGHTS = {"loudness": 0.5, "motion": 0.25, "cuts": 0.25}
 """Loudness counts for half, being known to half a second; pictures only from key frame to key frame."""
@@ -56,9 +48,6 @@ LOUDNESS_SPAN = (6.0, 20.0)
 a silent stretch does not make all speech look alike."""
 MOTION_SPAN = (0.02, 0.25)
 """The same for change between key pictures."""
-SCENE_CHANGE = 0.08
-"""Change between key pictures that can be a new scene. Off the grid it is one; on the grid it must also be
-2.5 times the usual change."""
 NOTABLE = 0.25
 """Sub-score from which loudness and motion are named among a clip's reasons."""
 SHARE = 0.75
@@ -81,8 +70,7 @@ class Signals:
     key_times: tuple[float, ...]
     """Ascending times of the key frames that were decoded; empty where an edit list hides the only one."""
     change: tuple[float, ...]
-    """One for each of `key_times`, 0 to 1: mean absolute difference in brightness from the one before, after
-    taking off the mean difference (a camera that sets its exposure anew shows no new scene); first 0."""
+    """One for each of `key_times`, as `scenes.Pictures` has it."""
     off_grid: tuple[float, ...]
     """Those of `key_times` that came before their turn: most encoders put such a key frame at a cut."""
     loudness: tuple[float, ...]
@@ -132,12 +120,12 @@ def measure_signals(source: str | os.PathLike[str]) -> Signals:
         sound = next((stream for stream in container.streams.audio if stream.codec_context), None)
         tick, zero = base.fraction(video.time_base), base.origin(container)
 
-        pictures, levels = _Pictures(), _Levels(zero)
+        pictures, levels = Pictures(), _Levels(zero)
         keys: list[int] = []
         end, asked = -math.inf, -math.inf
         for packet in base.packets(container, *((video, sound) if sound else (video,))):
             if sound and packet.stream_index == sound.index:
-                levels.add(_decoded(sound, packet))
+                levels.add(base.decoded(sound, packet))
                 continue
             pts = packet.dts if packet.pts is None else packet.pts
             if pts is None or packet.is_discard:  # discarded ones precede what an edit list shows
@@ -147,10 +135,10 @@ def measure_signals(source: str | os.PathLike[str]) -> Signals:
                 keys.append(pts)
                 if (pts - asked) * tick >= KEY_SPACING:
                     asked = pts
-                    pictures.add(_decoded(video, packet))
-        pictures.add(_decoded(video, None))
+                    pictures.add(base.decoded(video, packet))
+        pictures.add(base.decoded(video, None))
         if sound:
-            levels.add(_decoded(sound, None))
+            levels.add(base.decoded(sound, None))
 
     if end == -math.inf or (keys and not pictures.stamps):
         cause = "has no picture that can be decoded" if keys else "has no video frames"
@@ -176,14 +164,6 @@ def measure_signals(source: str | os.PathLike[str]) -> Signals:
     )
 
 
-def _decoded(stream: Any, packet: Packet[Any] | None) -> list[Any]:
-    """The frames that come out of the decoder; none for a damaged packet, as the next one may be whole."""
-    try:
-        return stream.decode(packet)  # type: ignore[no-any-return]
-    except FFmpegError:
-        return []
-
-
 def _off_grid(keys: list[int]) -> set[int]:
     """Timestamps that come well before the longest interval between key frames is over.
 
@@ -192,29 +172,6 @@ def _off_grid(keys: list[int]) -> set[int]:
     keys = sorted(keys)
     steps = [later - earlier for earlier, later in itertools.pairwise(keys)]
     return {key for key, step in zip(keys[1:], steps, strict=True) if step < 0.9 * max(steps)}
-
-
-class _Pictures:
-    """The timestamps of key pictures, and how much each differs from the one before."""
-
-    def __init__(self) -> None:
-        self.stamps: list[int] = []
-        self.change: list[float] = []
-        self._last: npt.NDArray[np.int16] | None = None
-        self._scaler = VideoReformatter()
-
-    def add(self, frames: list[VideoFrame]) -> None:
-        for frame in frames:
-            pts = frame.dts if frame.pts is None else frame.pts  # AVI stores no pts
-            if pts is None or (self.stamps and pts <= self.stamps[-1]):
-                continue
-            # In libswscale: 0.05 ms, where to_ndarray("gray") of a 720p frame takes 1.3 ms.
-            small = self._scaler.reformat(frame, *THUMB, "gray", interpolation=Interpolation.AREA, threads=1)
-            picture = small.to_ndarray().astype(np.int16)
-            step = picture - (picture if self._last is None else self._last)
-            self.change.append(float(np.abs(step - step.mean()).mean()) / 255)
-            self.stamps.append(pts)
-            self._last = picture
 
 
 class _Levels:
@@ -365,7 +322,8 @@ class _Judge:
         key_times, change = np.array(signals.key_times), np.array(signals.change)
         off_grid = np.isin(key_times, signals.off_grid)
         usual = float(np.median(change[1:])) if len(change) > 1 else 0.0
-        is_cut = (change >= SCENE_CHANGE) & (off_grid | (change >= 2.5 * usual))
+        # Where an encoder put a key frame before its turn, it took it for a cut, too.
+        is_cut = (change >= SCENE_CHANGE) & (off_grid | (change >= OVER_USUAL * usual))
         self._cuts = key_times[is_cut]
         gap = np.diff(key_times, prepend=-math.inf)
         self._exact_cuts = key_times[is_cut & (off_grid | (gap <= WINDOW))]

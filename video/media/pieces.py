@@ -1,12 +1,13 @@
-"""Long videos in pieces: planned at key frames, encoded one by one, and joined without encoding them again.
+"""Long videos in pieces: planned by scene, encoded one by one, and joined without encoding them again.
 
 A piece is done once its facts are written beside it, which happens last: so what a killed run has finished is
-whole, and is not done again.
+whole, and is not done again. The plan lies there, too: all who encode pieces or join them go by the same one.
 """
 
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,19 +23,20 @@ from av.video.stream import VideoStream
 
 from video import scope
 from video.errors import InvalidMedia, OutputError
-from video.media import base
+from video.media import base, scenes
 from video.media.encode import HVC1, check, muxer
 from video.media.render import Output, Rendered, render
-from video.media.seek import stamp_seconds
+from video.media.seek import stamp_seconds, stored_times_only
 from video.media.sound import SoundReader, SoundWriter
 from video.media.splice import decoding_times
 
+PLAN = "plan.json"
 _FACTS = ("start", "end", "frames", "bytes", "width", "height", "source_frames", "damaged")
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a video, from a key frame on."""
+    """A part of a video."""
 
     number: int
     start: Fraction
@@ -44,6 +46,11 @@ class Piece:
     frames: int
     """Stored pictures that are shown in it."""
 
+    @property
+    def row(self) -> list[Any]:
+        """What makes it this piece, as plain data."""
+        return [str(self.start), None if self.end is None else str(self.end), self.frames]
+
     def file(self, folder: Path, output: int) -> Path:
         return folder / f"{self.number:05d}-{output}.mp4"
 
@@ -51,10 +58,34 @@ class Piece:
         return folder / f"{self.number:05d}.json"
 
 
-def plan(source: str, seconds: float) -> list[Piece]:
-    """Pieces of at least so many seconds, each from a key frame to the next; the last may be shorter.
+def planned(source: str, seconds: float, folder: Path) -> list[Piece]:
+    """The pieces as they were planned into this folder before; else a new plan, which is left there.
 
-    Reads all packets, decodes none: about 10 ms for a minute of video.
+    :param folder: as for `encode`; its name stands for this source and these seconds, too.
+    :raises InvalidMedia, UnsupportedMedia, OutputError: as `plan` says; it cannot be written.
+    """
+    kept = folder / PLAN
+    try:
+        rows = json.loads(kept.read_text())
+        return [
+            Piece(number, Fraction(start), None if end is None else Fraction(end), frames)
+            for number, (start, end, frames) in enumerate(rows)
+        ]
+    except (OSError, ValueError, TypeError):
+        found = plan(source, seconds)  # not planned yet
+    with base.writing(kept) as part:
+        part.write_text(json.dumps([piece.row for piece in found]))
+    return found
+
+
+def plan(source: str, seconds: float) -> list[Piece]:
+    """Pieces of at least so many seconds. The last may be shorter.
+
+    Each but the first begins where a scene does, up to half as long again after it might (see
+    `scenes.begins`); where no scene clearly does, at the first key frame. The first costs nothing but some
+    pictures that are decoded twice, from the key frame before.
+
+    Reads all packets, which takes about 10 ms for a minute of video, and decodes some pictures: COST.
 
     :raises InvalidMedia, UnsupportedMedia: it has no pictures.
     """
@@ -62,11 +93,19 @@ def plan(source: str, seconds: float) -> list[Piece]:
         video, zero = base.video_stream(container), base.origin(container)
         tick = base.fraction(video.time_base)
         stamps, keys = picture_times(container, video)
-    cuts = [stamps[0]]
-    for key in keys:
-        # A rest of less than half a piece goes with the one before.
-        if (key - cuts[-1]) * tick >= seconds and (stamps[-1] - key) * tick >= seconds / 2:
-            cuts.append(key)
+        length = Fraction(seconds) / tick
+        latest = stamps[-1] - length / 2  # a rest of less than half a piece goes with the one before
+        cuts = [stamps[0]]
+        while (first := cuts[-1] + length) <= latest:
+            cut = None
+            if not stored_times_only(container):  # else decoded pictures have other times than stored ones
+                cut = scenes.begins(container, video, keys, first, min(first + length / 2, latest), length)
+            if cut is None or stamps[bisect_left(stamps, cut)] != cut:  # damage can make it one of no packet
+                at = bisect_left(keys, first)
+                if at == len(keys) or keys[at] > latest:
+                    break
+                cut = keys[at]
+            cuts.append(cut)
     times: list[Fraction | None] = [Fraction(0), *(cut * tick - zero for cut in cuts[1:]), None]
     ends = [*cuts[1:], stamps[-1] + 1]
     pieces, at = [], 0
@@ -126,7 +165,7 @@ def encode(
     for one in made:
         if isinstance(one, Exception):
             raise one
-        facts.append({"planned": piece.frames, **{name: getattr(one, name) for name in _FACTS}})
+        facts.append({"planned": piece.row, **{name: getattr(one, name) for name in _FACTS}})
     with base.writing(piece.facts(folder)) as part:
         part.write_text(json.dumps(facts))
 
@@ -136,7 +175,7 @@ def _facts(piece: Piece, folder: Path) -> list[dict[str, Any]] | None:
     try:
         rows = json.loads(piece.facts(folder).read_text())
         whole = all(
-            row["planned"] == piece.frames and piece.file(folder, at).stat().st_size == row["bytes"]
+            row["planned"] == piece.row and piece.file(folder, at).stat().st_size == row["bytes"]
             for at, row in enumerate(rows)
         )
     except (OSError, ValueError, KeyError, TypeError):

@@ -103,7 +103,13 @@ def _places(job: EncodingJob, rung: Rung) -> dict[str, Path]:
 def plan_pieces(job: EncodingJob) -> list[PieceJob]:
     """The pieces of a video; what is to be found out for all of them is found out here."""
     rungs_of(job.source, job)
-    return [PieceJob(job, piece) for piece in pieces.plan(job.source, job.chunk_seconds or 0.0)]
+    return [PieceJob(job, piece) for piece in _planned(job.source, job)]
+
+
+def _planned(source: str, job: EncodingJob) -> list[pieces.Piece]:
+    assert job.chunk_seconds is not None
+    scope.report(0.0, "looking for scenes")
+    return pieces.planned(source, job.chunk_seconds, job.pieces)
 
 
 def encode_piece(one: PieceJob) -> None:
@@ -218,8 +224,7 @@ def _in_one_go(source: str, outputs: Sequence[Output]) -> list[Rendered]:
 
 def _in_pieces(source: str, job: EncodingJob, outputs: Sequence[Output]) -> list[Rendered]:
     """Make the pieces that are not made yet, and join them all."""
-    assert job.chunk_seconds is not None
-    planned = pieces.plan(source, job.chunk_seconds)
+    planned = _planned(source, job)
     total, done = sum(one.frames for one in planned), 0
 
     def telling(piece: pieces.Piece) -> Callable[[float], None]:
