@@ -73,7 +73,7 @@ def read(
     tick = base.fraction(video.time_base)
     first, stop = ticks(start, tick), ticks(end, tick)
     source = packets_from(container, video, audio, start, before_seconds=float(RUN_UP_SECONDS))
-    decoder = FrameDecoder(container, video, first)
+    decoder = FrameDecoder(container, video, first, stop)
     sound_packets: deque[Packet[Any]] = deque()
     sound: SoundReader | None = None
     zero = last = duration = count = 0
@@ -98,7 +98,7 @@ def read(
             for piece in sound.until(pts * tick):
                 taker.sound(piece)
     if count == 0:
-        refuse_empty(container, start, end, damaged=decoder.damaged > 0)
+        refuse_empty(container, start, end, damaged=decoder.failed)
 
     step = base.usual_step(video)
     finish = last + (duration or step) if following is None else following

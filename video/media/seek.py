@@ -109,14 +109,21 @@ def _until_passed(
 class FrameDecoder:
     """Decodes video packets from a key frame on, with a trustworthy timestamp for each frame.
 
-    Damaged packets and frames are skipped and counted in `damaged`.
+    Damaged packets and frames are skipped.
     """
 
-    def __init__(self, container: InputContainer, video: VideoStream, wanted: int) -> None:
-        """:param wanted: frames before this timestamp need not be given, if leaving them out is cheaper."""
+    def __init__(self, container: InputContainer, video: VideoStream, wanted: int, stop: int = 2**62) -> None:
+        """
+        :param wanted: frames before this timestamp need not be given, if leaving them out is cheaper.
+        :param stop: frames from this one on are not asked for, but may have to be decoded, too.
+        """
         self.damaged = 0
+        """Damaged ones from `wanted` on and before `stop`; with several threads a decoder may tell so late
+        that a few at either end are counted there or not."""
+        self.failed = False
+        """Whether anything at all was damaged."""
         self._video = video
-        self._wanted = wanted
+        self._wanted, self._stop = wanted, stop
         self._stored_only = stored_times_only(container)
         self._skips = video.codec_context.name in _SKIPS_WELL
         self._step = base.usual_step(video)
@@ -134,15 +141,19 @@ class FrameDecoder:
         except FFmpegError as error:  # decoders have many words for what is damaged
             if isinstance(error, MemoryError):
                 raise
-            self.damaged += 1
+            self._count(None if packet is None else packet.pts)
             return
         for frame in frames:
             pts = self._time(frame)
             if self._last > -(2**62) and pts - self._last > self._far and pts > self._reach:
-                self.damaged += 1
+                self._count(None)
             elif pts > self._last:
                 self._last = pts
                 yield pts, frame
+
+    def _count(self, pts: int | None) -> None:
+        self.failed = True
+        self.damaged += pts is None or self._wanted <= pts < self._stop
 
     def _time(self, frame: VideoFrame) -> int:
         # FFmpeg's own rule (guess_correct_pts in libavcodec), which PyAV does not pass on: of the two, trust
