@@ -137,8 +137,8 @@ class VideoEncodingRequest(BaseModel):
     sound: bool = True
     """False: without."""
     chunk_seconds: Annotated[float, AfterValidator(_finite), Field(ge=1)] | None = None
-    """Encode in pieces of at least so many seconds, several at once; those that a killed run had finished are
-    not done again. None: in one go."""
+    """Encode in pieces of at least so many seconds, each from one scene to another where that can be, several
+    at once; those that a killed run had finished are not done again. None: in one go."""
 
     @model_validator(mode="after")
     def _check_codec(self) -> VideoEncodingRequest:

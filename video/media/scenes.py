@@ -28,7 +28,7 @@ SCENE_CHANGE = 0.08
 """Change from picture to picture that can be a new scene."""
 OVER_USUAL = 2.5
 """It is one if it is so many times the usual change: all pictures of lively ones differ."""
-TRIES = 3
+TRIES = 2
 """Pairs of key frames between which all pictures are looked at, at most."""
 
 
@@ -67,8 +67,8 @@ def begins(
 ) -> int | None:
     """The first picture of a new scene, where one begins clearly; None: nowhere.
 
-    Key frames are compared first; then all pictures, but only between the two that differ most (if they show
-    none, between the two next, and once more).
+    Key frames are compared first; then all pictures, but only between the two that differ most, and if no
+    scene begins there, between the two that come next.
 
     :param keys: of all key frames, rising.
     :param first, last: the picture is one of these, or between them.

@@ -139,7 +139,7 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
         :param parallel_workers: at most; fewer where CPUs, memory or the configuration's `max_workers` are
             fewer, so that nothing is gained by asking for more. None: as many as fit.
         :param ladder: pixels of the shorter side of each rendition, such as (1080, 720, 480, 360).
-        :param chunk_seconds: encode long videos in pieces of at least so many seconds.
+        :param chunk_seconds: encode long videos in pieces of at least so many seconds, by scene.
         :param backend, checkpoint: as for `process_batch_parallel`.
         :raises ConfigError: for an argument that makes no sense.
         :raises StoreError: if the checkpoint cannot be used.
