@@ -20,7 +20,7 @@ from video.media import codecs
 from video.media.chain import Chain, _parse
 from video.media.cut import cut
 from video.media.encode import Encoding
-from video.media.render import Output, Rendered, render
+from video.media.render import Output, Rendered, _threads_each, render
 
 VFR_STEPS = [1, 1, 3, 1, 2, 5, 1, 1, 8, 2]
 VFR_TIMES = [Fraction(ticks, 50) for ticks in itertools.accumulate(VFR_STEPS * 4, initial=0)]
@@ -388,3 +388,11 @@ def test_encoders_share_the_threads_of_their_slot(numbered: Path, tmp_path: Path
         with scope.entered(scope.Slot(threads=threads)):
             for one in made(numbered, *(Output(tmp_path / f"{at}.mp4") for at in range(outputs)), end=0.2):
                 assert f" threads={each} ".encode() in one.path.read_bytes()
+
+
+def test_encoders_share_the_threads_of_their_slot() -> None:
+    """Two at least, but for one that works on while others do."""
+    for threads, outputs, wanted in ((1, 4, (1, 1)), (2, 1, (2, 2)), (2, 4, (2, 1)), (8, 2, (4, 4))):
+        with scope.entered(scope.Slot(threads=threads)):
+            found = [_threads_each(outputs, encoder) for encoder in ("libx264", "libsvtav1")]
+        assert tuple(found) == wanted

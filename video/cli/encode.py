@@ -122,8 +122,8 @@ def _sides(ctx: click.Context, option: click.Parameter, words: str) -> tuple[int
     "--chunk",
     type=click.FloatRange(min=1),
     metavar="SECONDS",
-    help="Encode long videos in pieces of at least so many seconds, each from one scene to another where that "
-    "can be, several at once; those that a killed run had finished are not done again.",
+    help="Encode long videos in pieces of at least so many seconds, each from one scene to another where "
+    "that can be, several at once; those that a killed run had finished are not done again.",
 )
 @click.option("--no-hardware", is_flag=True, help="Never use an encoder of the machine's hardware.")
 @click.option("--no-sound", is_flag=True, help="Pictures only.")

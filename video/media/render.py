@@ -125,8 +125,7 @@ def render(
         zero = base.origin(container)
         video = base.video_stream(container)
         audio = base.audio_stream(container) if any(_wants_sound(one) for one in outputs) else None
-        threads = _threads_each(len(outputs))
-        made = [_Rendition(name, one, video, audio, threads, files) for one in outputs]
+        made = [_Rendition(name, one, video, audio, len(outputs), files) for one in outputs]
         fan = _Fan(video, made, progress, None if length is None else length - float(start))
         for at, one in enumerate(made):
             one.attempt(one.begin, [other.path for other in made[:at]])
@@ -148,11 +147,16 @@ class _AllFailed(Exception):
     """There is nobody left to read for."""
 
 
-def _threads_each(outputs: int) -> int:
-    """Threads of each encoder: together as many as this slot has; but two, if it has them, since with one an
-    encoder works while the others wait."""
+def _threads_each(outputs: int, encoder: str) -> int:
+    """Threads of an encoder beside others: together as many as this slot has; but two, if it has them, since
+    with one an encoder works while the others wait.
+
+    SVT-AV1 works on while others do, and each step of its threads costs memory: of four outputs at 720p two
+    take 577 MB, and one 456, with the same bytes and no less speed.
+    """
     threads = scope.native_threads()
-    return max(min(2, threads), threads // max(1, outputs))
+    fair = max(1, threads // max(1, outputs))
+    return fair if encoder == "libsvtav1" else max(min(2, threads), fair)
 
 
 def _wants_sound(output: Output) -> bool:
@@ -223,9 +227,10 @@ class _Rendition:
         output: Output,
         video: VideoStream,
         audio: AudioStream | None,
-        threads: int,
+        outputs: int,
         files: contextlib.ExitStack,
     ) -> None:
+        """:param outputs: how many are made together."""
         self.output = output
         self.path = Path(output.path)
         self.error: Exception | None = None
@@ -234,7 +239,7 @@ class _Rendition:
         self._tick = base.fraction(video.time_base)
         self._rate = base.frame_rate(video) or Fraction(25)
         self._audio = audio if _wants_sound(output) else None
-        self._threads = threads
+        self._threads = _threads_each(outputs, output.encoding.video)
         # Both are left with the error if reading ends in one, so that nothing unfinished stays.
         self._place = files.enter_context(contextlib.ExitStack())
         self._file = files.enter_context(contextlib.ExitStack())
