@@ -352,6 +352,57 @@ def test_hardware_is_taken_where_it_works_and_only_there(monkeypatch: pytest.Mon
         codecs.tool("h264")
 
 
+def test_every_encoder_of_hardware_is_taken_where_it_works_and_passed_over_where_not() -> None:
+    for codec, tools in codecs.HARDWARE.items():
+        for one in tools:
+            value, more = one.presets["medium"]
+            told = {**more, **one.keys, **one.options(value)}
+            if codecs.works(one.encoder, tuple(told.items()), one.pixels):
+                assert codecs.tool(codec) is one
+                break
+        else:
+            assert codecs.tool(codec) is codecs.SOFTWARE[codec]
+
+
+def test_a_step_of_a_scale_is_told_as_the_encoder_wants_it() -> None:
+    tools = {one.encoder: one for tools in codecs.HARDWARE.values() for one in tools}
+    for encoder, wanted in (
+        ("h264_nvenc", {"cq": "22"}),
+        ("h264_amf", {"qp_i": "22", "qp_p": "22", "qp_b": "22"}),
+        ("av1_amf", {"qp_i": "96", "qp_p": "96", "qp_b": "96"}),
+        ("hevc_videotoolbox", {"global_quality": "8260"}),  # 70 of 100
+    ):
+        used = tools[encoder]
+        assert used.options(used.presets["high"][0]) == wanted
+    apple = tools["h264_videotoolbox"]
+    first = [apple.presets[preset][0] for preset in ("high", "low")]
+    found, _ = search(lambda value: 1 - 0.2 * 0.97**-value, 0.97, first, apple.finest, apple.coarsest)
+    assert found == -63
+    assert apple.setting(found) == "global_quality 7434"
+
+
+def test_a_scale_in_118ths_is_a_scale_like_others(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder that is told its quality by the same option as VideoToolbox."""
+    presets = {name: (value, {"flags": "+qscale"}) for name, value in (("low", 20), ("high", 3))}
+    presets["medium"] = presets["high"]
+    stand_in = codecs.Tool(
+        "prores_ks", presets, "global_quality", worth=118, finest=1, coarsest=31, pixels="yuv422p10le"
+    )
+    monkeypatch.setattr(codecs, "HARDWARE", {"h264": (stand_in,)})
+    low, high = (
+        encoded(serial, numbered, tmp_path / quality, quality=quality, format="mkv")[0]
+        for quality in ("low", "high")
+    )
+    assert (low.setting, high.setting) == ("global_quality 2360", "global_quality 354")
+    assert low.bytes < high.bytes
+    (one,) = encoded(serial, numbered, tmp_path / "target", quality=0.98, format="mkv")
+    assert re.fullmatch(r"global_quality \d+", one.setting)
+    assert one.ssim is not None
+    assert one.ssim >= 0.98
+
+
 def test_what_hardware_takes_is_what_it_gets(
     serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

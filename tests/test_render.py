@@ -390,8 +390,7 @@ def test_encoders_share_the_threads_of_their_slot(numbered: Path, tmp_path: Path
                 assert f" threads={each} ".encode() in one.path.read_bytes()
 
 
-def test_encoders_share_the_threads_of_their_slot() -> None:
-    """Two at least, but for one that works on while others do."""
+def test_an_encoder_that_works_while_others_do_has_its_share_and_no_more() -> None:
     for threads, outputs, wanted in ((1, 4, (1, 1)), (2, 1, (2, 2)), (2, 4, (2, 1)), (8, 2, (4, 4))):
         with scope.entered(scope.Slot(threads=threads)):
             found = [_threads_each(outputs, encoder) for encoder in ("libx264", "libsvtav1")]

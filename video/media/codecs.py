@@ -10,7 +10,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from av import Codec
 from av.codec.context import CodecContext
@@ -39,7 +39,11 @@ class Tool:
     presets: Mapping[str, tuple[int, Mapping[str, str]]]
     """For each quality a value of `scale`, and what goes with it."""
     scale: str = "crf"
-    """The option by which finer steps are told; lower is better."""
+    """The option by which finer steps are told; lower values are better."""
+    also: tuple[str, ...] = ()
+    """Options that are told the same."""
+    worth: int = 1
+    """How much of the option is one step; below 0 where more of it is better, and values are below 0, too."""
     finest: int = 10
     coarsest: int = 51
     pixels: str = "yuv420p"
@@ -51,10 +55,26 @@ class Tool:
     alike: Mapping[str, str] = field(default_factory=dict)
     """Options without which its header depends on the number of its threads, so that pieces may not fit."""
 
+    def options(self, value: float) -> dict[str, str]:
+        """What tells it a value of its scale."""
+        return dict.fromkeys((self.scale, *self.also), f"{value * self.worth:g}")
 
-def _hardware(encoder: str, scale: str, keys: str, pixels: str, **options: str) -> Tool:
-    presets = {"low": (32, options), "medium": (27, options), "high": (22, options)}
-    return Tool(encoder, presets, scale, pixels=pixels, keys={keys: "1"})
+    def setting(self, value: float) -> str:
+        """The same for people."""
+        return f"{self.scale} {value * self.worth:g}"
+
+
+def _hardware(
+    encoder: str,
+    scale: str,
+    keys: str,
+    pixels: str,
+    values: tuple[int, int, int] = (32, 27, 22),
+    options: Mapping[str, str] | None = None,
+    **more: Any,
+) -> Tool:
+    presets = {preset: (value, options or {}) for preset, value in zip(get_args(Preset), values, strict=True)}
+    return Tool(encoder, presets, scale, pixels=pixels, keys={keys: "1"} if keys else {}, **more)
 
 
 def _speeds(scale: tuple[int, int, int], name: str, speeds: tuple[str, str, str], **more: str) -> Mapping[
@@ -89,14 +109,44 @@ SOFTWARE: Mapping[Encodes, Tool] = {
     "gif": Tool("gif", {preset: (0, {"gifflags": "0"}) for preset in get_args(Preset)}),
 }
 
+_NVENC, _AMF = {"rc": "vbr"}, {"usage": "transcoding", "rc": "cqp"}
+# FFmpeg's quality of 1 to 100 is told in 118ths (FF_QP2LAMBDA), and counts with `qscale` only, which Intel's
+# Macs refuse; its own distance of key frames is 12 pictures.
+_APPLE = {"flags": "+qscale+cgop", "g": "250"}
+_QUALITY = {"worth": -118, "finest": -100, "coarsest": -1}
+
 HARDWARE: Mapping[Encodes, tuple[Tool, ...]] = {
-    codec: (
-        _hardware(f"{codec}_nvenc", "cq", "forced-idr", "yuv420p", rc="vbr"),
-        _hardware(f"{codec}_qsv", "global_quality", "forced_idr", "nv12"),
-    )
-    for codec in ("h264", "hevc", "av1")
+    "h264": (
+        _hardware("h264_nvenc", "cq", "forced-idr", "yuv420p", options=_NVENC),
+        _hardware("h264_qsv", "global_quality", "forced_idr", "nv12"),
+        _hardware("h264_amf", "qp_i", "forced_idr", "nv12", options=_AMF, also=("qp_p", "qp_b")),
+        _hardware("h264_videotoolbox", "global_quality", "", "yuv420p", (-53, -64, -73), _APPLE, **_QUALITY),
+    ),
+    "hevc": (
+        _hardware("hevc_nvenc", "cq", "forced-idr", "yuv420p", options=_NVENC),
+        _hardware("hevc_qsv", "global_quality", "forced_idr", "nv12"),
+        _hardware("hevc_amf", "qp_i", "forced_idr", "nv12", options=_AMF, also=("qp_p",)),
+        _hardware("hevc_videotoolbox", "global_quality", "", "yuv420p", (-52, -60, -70), _APPLE, **_QUALITY),
+    ),
+    "av1": (
+        _hardware("av1_nvenc", "cq", "forced-idr", "yuv420p", options=_NVENC),
+        _hardware("av1_qsv", "global_quality", "forced_idr", "nv12"),
+        # Its quantizers count to 255, where other encoders' count to 63.
+        _hardware(
+            "av1_amf",
+            "qp_i",
+            "forced_idr",
+            "nv12",
+            (50, 36, 24),
+            _AMF,
+            also=("qp_p", "qp_b"),
+            worth=4,
+            coarsest=63,
+        ),
+    ),
 }
-"""Tried in this order."""
+"""Tried in this order. Names and options are those of FFmpeg 8; none of them has been run on its hardware, so
+that the values of their scales are guesses, by what others report."""
 
 GIFS: Mapping[str, tuple[int, int]] = {"low": (8, 240), "medium": (12, 360), "high": (20, 480)}
 """For each quality pictures a second, and pixels of the shorter side at most."""
@@ -109,7 +159,7 @@ def tool(codec: Encodes, *, hardware: bool = True) -> Tool:
     """
     for one in HARDWARE.get(codec, ()) if hardware else ():
         value, more = one.presets["medium"]
-        if works(one.encoder, (*more.items(), *one.keys.items(), (one.scale, str(value))), one.pixels):
+        if works(one.encoder, (*more.items(), *one.keys.items(), *one.options(value).items()), one.pixels):
             return one
     one = SOFTWARE[codec]
     if not works(one.encoder):
@@ -179,7 +229,7 @@ def encoding(
     """
     used = tool(codec, hardware=hardware)
     value, more = used.presets[quality]
-    options = dict(more) if codec == "gif" else {**more, used.scale: str(value)}
+    options = dict(more) if codec == "gif" else {**more, **used.options(value)}
     key_seconds = None
     if format == "hls":
         key_seconds = SEGMENT_SECONDS
@@ -199,4 +249,4 @@ def encoding(
 
 def at(given: Encoding, used: Tool, value: float) -> Encoding:
     """The same with another step of its scale."""
-    return replace(given, options={**given.options, used.scale: f"{value:g}"})
+    return replace(given, options={**given.options, **used.options(value)})

@@ -89,7 +89,7 @@ def find(
         value, measured = search(measure, target, first, used.finest, used.coarsest)
         if measured[value] < target:
             raise ConfigError(
-                f"an SSIM of {target:g} cannot be had: {used.encoder} with {used.scale} {value} has "
+                f"an SSIM of {target:g} cannot be had: {used.encoder} with {used.setting(value)} has "
                 f"{measured[value]:.4f}",
                 subject=source,
                 cure="Ask for less, or choose a quality by name.",

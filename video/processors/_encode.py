@@ -142,7 +142,8 @@ def rungs_of(source: str, job: EncodingJob) -> list[Rung]:
         scope.report(0.0, f"looking for the setting of {one.name}")
         used = codecs.tool(job.encodes, hardware=job.hardware)
         found = target.find(source, job.quality, one.encoding, used, one.filters, job.output_dir)
-        rows.append({"value": found.value, "scale": used.scale, "ssim": found.ssim, "note": str(found)})
+        told = {"options": used.options(found.value), "setting": used.setting(found.value)}
+        rows.append({**told, "ssim": found.ssim, "note": str(found)})
     if job.chunk_seconds is not None:
         with base.writing(kept) as part:
             part.write_text(json.dumps(rows))
@@ -157,10 +158,8 @@ def _about(source: str) -> VideoInfo:
 
 
 def _settings(one: Rung, row: dict[str, Any]) -> dict[str, Any]:
-    options = {**one.encoding.options, row["scale"]: str(row["value"])}
-    setting = f"{row['scale']} {row['value']}"
-    encoding = replace(one.encoding, options=options)
-    return {"encoding": encoding, "setting": setting, "ssim": row["ssim"], "note": row["note"]}
+    encoding = replace(one.encoding, options={**one.encoding.options, **row["options"]})
+    return {"encoding": encoding, **{name: row[name] for name in ("setting", "ssim", "note")}}
 
 
 def _rungs(about: VideoInfo, job: EncodingJob) -> list[Rung]:
@@ -175,7 +174,7 @@ def _rungs(about: VideoInfo, job: EncodingJob) -> list[Rung]:
         pieces=job.chunk_seconds is not None,
     )
     full = (about.displayed_width, about.displayed_height)
-    ladder, first, setting = job.ladder, "", f"{used.scale} {encoding.options.get(used.scale)}"
+    ladder, first, setting = job.ladder, "", used.setting(used.presets[quality][0])
     if job.format == "gif":
         rate, side = codecs.GIFS[quality]
         ladder = ladder or (side,)
