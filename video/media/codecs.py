@@ -112,7 +112,7 @@ SOFTWARE: Mapping[Encodes, Tool] = {
 _NVENC, _AMF = {"rc": "vbr"}, {"usage": "transcoding", "rc": "cqp"}
 # FFmpeg's quality of 1 to 100 is told in 118ths (FF_QP2LAMBDA), and counts with `qscale` only, which Intel's
 # Macs refuse; its own distance of key frames is 12 pictures.
-_APPLE = {"flags": "+qscale+cgop", "g": "250"}
+_APPLE, _APPLE_HEVC = {"flags": "+qscale", "g": "250"}, {"flags": "+qscale+cgop", "g": "250"}
 _QUALITY = {"worth": -118, "finest": -100, "coarsest": -1}
 
 HARDWARE: Mapping[Encodes, tuple[Tool, ...]] = {
@@ -126,7 +126,9 @@ HARDWARE: Mapping[Encodes, tuple[Tool, ...]] = {
         _hardware("hevc_nvenc", "cq", "forced-idr", "yuv420p", options=_NVENC),
         _hardware("hevc_qsv", "global_quality", "forced_idr", "nv12"),
         _hardware("hevc_amf", "qp_i", "forced_idr", "nv12", options=_AMF, also=("qp_p",)),
-        _hardware("hevc_videotoolbox", "global_quality", "", "yuv420p", (-52, -60, -70), _APPLE, **_QUALITY),
+        _hardware(
+            "hevc_videotoolbox", "global_quality", "", "yuv420p", (-52, -60, -70), _APPLE_HEVC, **_QUALITY
+        ),
     ),
     "av1": (
         _hardware("av1_nvenc", "cq", "forced-idr", "yuv420p", options=_NVENC),
