@@ -945,6 +945,25 @@ def test_pieces_that_were_left_of_other_settings_or_of_a_changed_file_are_not_us
     assert (one.width, one.height) == (320, 240)
 
 
+def test_a_plan_is_taken_up_only_for_the_same_seconds_and_the_same_file(
+    serial: VideoEncodingProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_video(tmp_path / "a.mp4", frames=scenes_of(200, *CUTS))
+    monkeypatch.setattr(pieces, "join", lambda *words: (_ for _ in ()).throw(OSError("killed")))
+    planned = pieces.plan
+    plans: list[int] = []
+    monkeypatch.setattr(pieces, "plan", lambda *words: plans.append(1) or planned(*words))
+    request = {"source": source, "output_dir": tmp_path / "out", "quality": "low"}
+    for seconds, made in ((1, 1), (1, 1), (2, 2)):
+        serial.process_batch_parallel([{**request, "chunk_seconds": seconds}])
+        assert len(plans) == made
+    write_video(source, frames=scenes_of(200, 31))
+    serial.process_batch_parallel([{**request, "chunk_seconds": 1}])
+    assert len(plans) == 3
+    found = [json.loads(path.read_text()) for path in (tmp_path / "out").glob(".*.pieces/plan.json")]
+    assert sorted(map(len, found)) == [3, 6, 6]
+
+
 def test_a_piece_of_another_codec_or_another_plan_is_not_joined(numbered: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pieces"
     planned = pieces.plan(str(numbered), 2)

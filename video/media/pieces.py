@@ -86,7 +86,7 @@ def plan(source: str, seconds: float) -> list[Piece]:
     the pictures from the key frame before it are decoded twice.
 
     Reads all packets, and decodes a few pictures for each piece: about 0.4 CPU seconds for a minute of 720p
-    in pieces of a minute, 2.6 in pieces of 10 s, where encoding it takes 30 and more.
+    in pieces of a minute, 2.5 in pieces of 10 s, where encoding that minute takes about 50.
 
     :raises InvalidMedia, UnsupportedMedia: it has no pictures.
     """
