@@ -15,7 +15,7 @@ from tests.media_files import tone, write_video
 from tests.mutations import mutated
 from video import ParallelConfig, Runner
 from video.errors import VideoError
-from video.media import base, codecs, smart, strategies
+from video.media import base, codecs, pieces, smart, strategies
 from video.media.cut import cut
 from video.media.fuse import fuse
 from video.media.highlights import find_highlights
@@ -78,6 +78,7 @@ class Trial:
             "probe": lambda: probe(source).as_dict(),
             "measure": lambda: measure(source).as_dict(),
             "highlights": lambda: find_highlights(source, count=1, min_length=0.5, max_length=1),
+            "pieces": lambda: pieces.plan(str(source), 0.5),
             "sheet": lambda: contact_sheet(source, source.with_suffix(".png"), count=2, width=32),
             "smart": lambda: self.clip(source, 0.3, 1.7, "smart"),
             "copy": lambda: self.clip(source, 0.3, 1.7, "copy"),
