@@ -480,6 +480,43 @@ def test_ctrl_c_leaves_no_process_and_no_unfinished_file(engine: str, films: Pat
     assert "Traceback" not in said
 
 
+def test_ctrl_c_while_the_program_still_imports_is_one_line(tmp_path: Path) -> None:
+    words = [sys.executable, "-X", "importtime", "-m", "video", "clips", "a.mp4"]
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=ENVIRONMENT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as program:
+        assert program.stderr is not None
+        while not program.stderr.readline().endswith(" click.globals\n"):  # so early that much is to come
+            assert program.poll() is None
+        program.send_signal(signal.SIGINT)
+        said = [line for line in program.stderr if not line.startswith("import time:")]
+    assert (program.returncode, said) == (130, ["stopped\n"])
+
+
+def test_ctrl_c_that_python_cannot_raise_is_not_told(tmp_path: Path) -> None:
+    """As in the callbacks that imports have: the flag is what counts then."""
+    program = """if True:
+        import os, signal, weakref
+        from video import scope
+        from video.cli.common import stop_on_signals
+        class Thing: pass
+        stop_on_signals()
+        thing = Thing()
+        gone = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
+        del thing
+        print(scope.stopping.is_set())
+        other = Thing()
+        bad = weakref.ref(other, lambda _: 1 / 0)
+        del other
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.stdout == "True\n"
+    assert "KeyboardInterrupt" not in done.stderr
+    assert "ZeroDivisionError" in done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_to_stop_clean_up_as_ctrl_c_does(number: int, films: Path, tmp_path: Path) -> None:
     assert interrupt(films, tmp_path, number)[0] == 130
@@ -529,3 +566,13 @@ def test_the_module_and_the_script_are_one(tmp_path: Path) -> None:
         pytest.skip("the package is not installed here, only importable")
     out = subprocess.run([script, "backends"], capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
     assert out.stdout == run("backends", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("command", ["clips", "encode", "variants"])
+def test_a_run_in_which_all_fail_leaves_no_folder(command: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"nothing of the kind" * 100)
+    done = run(command, "bad.mp4", "no.mp4", "--out", "new/out", "--backend", "thread", cwd=tmp_path)
+    assert done.returncode == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.mp4"]
+    run(command, "bad.mp4", "--out", ".", "--backend", "thread", cwd=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.mp4"]

@@ -61,6 +61,13 @@ def stop_on_signals() -> None:
         scope.stopping.set()
         raise KeyboardInterrupt
 
+    show = sys.unraisablehook
+
+    def unraisable(lost: sys.UnraisableHookArgs) -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            show(lost)
+
+    sys.unraisablehook = unraisable
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), stop)

@@ -173,13 +173,16 @@ class VideoProcessingManager:
         folder = Path(os.path.abspath(output_dir))
         names = Namer(folder, inputs)
         row = []
-        for source in inputs:
-            outputs = names.outputs(source, variants_per_file, format)
-            row += [
-                (source, Wanted(path, strategy, seed, number, floor=floor))
-                for number, path in enumerate(outputs, 1)
-            ]
-        return self.run(row, progress_callback)
+        try:
+            for source in inputs:
+                outputs = names.outputs(source, variants_per_file, format)
+                row += [
+                    (source, Wanted(path, strategy, seed, number, floor=floor))
+                    for number, path in enumerate(outputs, 1)
+                ]
+            return self.run(row, progress_callback)
+        finally:
+            names.tidy()
 
     def facts(self, sources: Sequence[str]) -> list[Outcome[Facts]]:
         """What plans depend on of each source, looked at in workers that a damaged one may end."""
@@ -326,10 +329,17 @@ class Namer:
         )  # fmt: skip
         # And each file by itself: of a name that an earlier run has had, others may stand here since.
         mine = [
-            self._book.name(file, owner, f"variant {format}", clash=clash, there=there)
+            self._book.name(
+                file, owner, f"variant {format}", clash=clash, there=there, endings=[f".{format}"]
+            )
             for file in files(name)
         ]
         return [self._folder / f"{file}.{format}" for file in mine]
+
+    def tidy(self) -> None:
+        """After the batch: leave nothing where nothing has come of it."""
+        if self._book is not None:
+            self._book.tidy()
 
 
 class _Watch:
