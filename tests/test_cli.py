@@ -128,6 +128,9 @@ def test_it_says_which_engine_it_takes_and_why(films: Path, tmp_path: Path) -> N
     assert done.returncode == 0
     assert "process, 2 workers: an item that crashes must not take the program along" in done.stderr
     assert "thread" in done.stderr
+    assert "order            as they are named" in done.stderr
+    other = run("clips", films, *SHORT, "--dry-run", "--explain", "--order", "longest", cwd=tmp_path)
+    assert "order            longest first, by the size of the files" in other.stderr
 
 
 @pytest.mark.parametrize(
@@ -136,9 +139,15 @@ def test_it_says_which_engine_it_takes_and_why(films: Path, tmp_path: Path) -> N
         (["clips"], "INPUT"),
         (["clips", "a.mp4", "--count", "0"], "--count"),
         (["clips", "a.mp4", "--mode", "magic"], "--mode"),
-        (["clips", "a.mp4", "--max-length", "-1"], "--max-length"),
+        (["clips", "a.mp4", "--max-length", "-1"], "'--max-length': '-1' is no length of time"),
+        (["clips", "a.mp4", "--max-length", "inf"], "'--max-length': 'inf' is no length of time"),
+        (["clips", "a.mp4", "--timeout", "10m"], "'--timeout': '10m' is no length of time. Give seconds"),
+        (["clips", "a.mp4", "--timeout", "nan"], "'--timeout': 'nan' is no length of time"),
+        (["clips", "a.mp4", "--timeout", "0"], "above 0, such as 600"),
+        (["encode", "a.mp4", "--timeout", "inf"], "'--timeout': 'inf' is no length of time"),
+        (["variants", "a.mp4", "--timeout", "-3"], "'--timeout': '-3' is no length of time"),
         (["clips", "a.mp4", "--min-length", "9", "--max-length", "3"], "min_clip_length (9 s)"),
-        (["clips", "a.mp4", "--min-length", "nan"], "greater than 0"),
+        (["clips", "a.mp4", "--min-length", "nan"], "'nan' is no length of time"),
         (["clips", "a.mp4", "--backend", "proces"], "process"),
         (["clips", "a.mp4", "--workers", "0"], "--workers"),
         (["clips", "a.mp4", "--timeout", "0"], "--timeout"),
@@ -308,6 +317,24 @@ def test_sheet_writes_one_picture_of_each_video(films: Path, tmp_path: Path) -> 
     assert len(again.stdout.split()) == len(list((tmp_path / "more").iterdir())) == 3
     with Image.open(tmp_path / "sheets" / "coast-sheet.jpg") as sheet:
         assert sheet.width > 4 * 300
+
+
+def test_a_video_that_is_named_twice_has_one_sheet(films: Path, tmp_path: Path) -> None:
+    (tmp_path / "way").symlink_to(films)
+    words = (
+        "sheet",
+        films / "coast.mp4",
+        "way/coast.mp4",
+        "films/coast.mp4",
+        "--out",
+        "sheets",
+        "--count",
+        "2",
+    )
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.split() == ["sheets/coast-sheet.jpg"] * 3
+    assert [path.name for path in (tmp_path / "sheets").iterdir()] == ["coast-sheet.jpg"]
 
 
 def test_backends_lists_every_engine(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import signal
 
 def main() -> None:
     """Entry point of the console script."""
-    # What comes next takes a fifth of a second and leaves nothing to clean up; some of it swallows exceptions.
+    # What comes next takes a fifth of a second and leaves nothing to clean up; some of it eats exceptions.
     signal.signal(signal.SIGINT, _end)
     from video import cli
 
