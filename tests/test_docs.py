@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
-from video import Clip, ParallelConfig, VideoClipResponse, registry
+from video import Clip, Encoded, ParallelConfig, VideoClipResponse, VideoEncodingResponse, registry
 from video.cli import COMMANDS, cli
 from video.testing import State
 from video.testing.suite import MARKED
@@ -95,6 +95,12 @@ def test_the_guide_names_every_setting_and_key() -> None:
     keys = " ".join(name for name in VideoClipResponse.model_fields if name != "request")
     inner = f"clips[{' '.join(Clip.model_fields)}]"
     assert keys.replace("clips", inner) in GUIDE
+
+
+def test_the_text_about_encoding_names_every_key() -> None:
+    keys = " ".join(name for name in VideoEncodingResponse.model_fields if name != "request")
+    inner = f"outputs[{' '.join(Encoded.model_fields)}]"
+    assert keys.replace("outputs", inner) in (ROOT / "docs" / "encoding.md").read_text("utf-8")
 
 
 def test_the_readme_has_exactly_two_set_up_commands_and_ci_runs_both() -> None:
