@@ -280,7 +280,8 @@ def run_clips(
     except KeyboardInterrupt:
         done = sum(response.success for response in responses)
         more = "; the same command goes on from there, or video jobs resume" if place is not None else ""
-        say(console, f"stopped after {counted(done, 'video')} of {len(sources)}; clips stay in {out}{more}")
+        stay = f"; clips stay in {out}" if done else ""
+        say(console, f"stopped after {counted(done, 'video')} of {len(sources)}{stay}{more}")
         return STOPPED_EXIT
     if not lines:
         show(responses, output(), out, dry_run)

@@ -235,7 +235,8 @@ def run_encode(
     except KeyboardInterrupt:
         done = sum(response.success for response in responses)
         words = "; the same command goes on from there, or video jobs resume" if place is not None else ""
-        say(console, f"stopped after {counted(done, 'video')} of {len(sources)}; files stay in {out}{words}")
+        stay = f"; files stay in {out}" if done else ""
+        say(console, f"stopped after {counted(done, 'video')} of {len(sources)}{stay}{words}")
         return STOPPED_EXIT
     if not lines:
         show(responses, out, dry_run)
