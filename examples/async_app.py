@@ -1,12 +1,14 @@
 """Inside an async program: the event loop is never blocked, and batches can be as long as they like.
 
-python examples/async_app.py talk.mp4
+python examples/async_app.py [talk.mp4 ...]
 """
 
 import asyncio
 import sys
+from pathlib import Path
 
 from video import ParallelConfig, Runner, VideoClipProcessor
+from video.media.sample import write_sample
 
 
 async def fetch_title(name: str) -> str:
@@ -25,6 +27,4 @@ async def main(names: list[str]) -> None:
             print("clips:", [str(clip.path) for clip in response.clips])
 
 
-if not sys.argv[1:]:
-    sys.exit(__doc__)
-asyncio.run(main(sys.argv[1:]))
+asyncio.run(main(sys.argv[1:] or [str(write_sample(Path("samples"), seconds=10))]))

@@ -1,15 +1,16 @@
-"""Cut the highlights out of the videos that are named, and print what came of each.
+"""Cut the highlights out of videos, and print what came of each.
 
-python examples/cut_clips.py talk.mp4 https://example.org/other.mp4
+python examples/cut_clips.py [talk.mp4 https://example.org/other.mp4 ...]
 """
 
 import sys
+from pathlib import Path
 
 from video import VideoClipProcessor, VideoClipRequest
+from video.media.sample import write_sample
 
-if not sys.argv[1:]:
-    sys.exit(__doc__)
-requests = [VideoClipRequest(source=name, count=2, max_clip_length=10) for name in sys.argv[1:]]
+sources = sys.argv[1:] or [write_sample(Path("samples"), seconds=10)]
+requests = [VideoClipRequest(source=source, count=2, max_clip_length=10) for source in sources]
 
 with VideoClipProcessor() as processor:
     for response in processor.process_batch_parallel(requests):

@@ -1,17 +1,18 @@
-"""Encode the videos that are named, each in two sizes and decoded once, and print what came of each.
+"""Encode videos, each in two sizes and decoded once, and print what came of each.
 
-python examples/encode.py talk.mp4 other.mov
+python examples/encode.py [talk.mp4 other.mov ...]
 """
 
 import sys
+from pathlib import Path
 
 from video import VideoEncodingProcessor
+from video.media.sample import write_sample
 
-if not sys.argv[1:]:
-    sys.exit(__doc__)
+sources = sys.argv[1:] or [write_sample(Path("samples"), seconds=10)]
 
 with VideoEncodingProcessor() as processor:
-    for response in processor.batch_encode_videos(sys.argv[1:], quality="medium", ladder=(720, 360)):
+    for response in processor.batch_encode_videos(sources, quality="medium", ladder=(720, 180)):
         if response.error is not None:
             print("failed:", response.error.message)
         for one in response.outputs:

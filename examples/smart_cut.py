@@ -1,6 +1,6 @@
 """Cut one span out of a video to the frame, copying what can be copied: first the plan, then what was done.
 
-python examples/smart_cut.py talk.mp4 2.5 5
+python examples/smart_cut.py [talk.mp4 2.5 5]
 """
 
 import sys
@@ -10,10 +10,10 @@ from pathlib import Path
 from video.media import base, splice
 from video.media.cut import cut
 from video.media.nal import Unspliceable
+from video.media.sample import write_sample
 
-if len(sys.argv) != 4:
-    sys.exit(__doc__)
-source, start, end = Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+said = sys.argv[1:] or (write_sample(Path("samples"), seconds=10), 2.5, 5)
+source, start, end = Path(said[0]), float(said[1]), float(said[2])
 
 with base.open_input(source) as container:
     zero = base.origin(container)

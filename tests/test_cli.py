@@ -128,6 +128,9 @@ def test_it_says_which_engine_it_takes_and_why(films: Path, tmp_path: Path) -> N
     assert done.returncode == 0
     assert "process, 2 workers: an item that crashes must not take the program along" in done.stderr
     assert "thread" in done.stderr
+    assert "order            as they are named" in done.stderr
+    other = run("clips", films, *SHORT, "--dry-run", "--explain", "--order", "longest", cwd=tmp_path)
+    assert "order            longest first, by the size of the files" in other.stderr
 
 
 @pytest.mark.parametrize(
@@ -136,9 +139,15 @@ def test_it_says_which_engine_it_takes_and_why(films: Path, tmp_path: Path) -> N
         (["clips"], "INPUT"),
         (["clips", "a.mp4", "--count", "0"], "--count"),
         (["clips", "a.mp4", "--mode", "magic"], "--mode"),
-        (["clips", "a.mp4", "--max-length", "-1"], "--max-length"),
+        (["clips", "a.mp4", "--max-length", "-1"], "'--max-length': '-1' is no length of time"),
+        (["clips", "a.mp4", "--max-length", "inf"], "'--max-length': 'inf' is no length of time"),
+        (["clips", "a.mp4", "--timeout", "10m"], "'--timeout': '10m' is no length of time. Give seconds"),
+        (["clips", "a.mp4", "--timeout", "nan"], "'--timeout': 'nan' is no length of time"),
+        (["clips", "a.mp4", "--timeout", "0"], "above 0, such as 600"),
+        (["encode", "a.mp4", "--timeout", "inf"], "'--timeout': 'inf' is no length of time"),
+        (["variants", "a.mp4", "--timeout", "-3"], "'--timeout': '-3' is no length of time"),
         (["clips", "a.mp4", "--min-length", "9", "--max-length", "3"], "min_clip_length (9 s)"),
-        (["clips", "a.mp4", "--min-length", "nan"], "greater than 0"),
+        (["clips", "a.mp4", "--min-length", "nan"], "'nan' is no length of time"),
         (["clips", "a.mp4", "--backend", "proces"], "process"),
         (["clips", "a.mp4", "--workers", "0"], "--workers"),
         (["clips", "a.mp4", "--timeout", "0"], "--timeout"),
@@ -308,6 +317,24 @@ def test_sheet_writes_one_picture_of_each_video(films: Path, tmp_path: Path) -> 
     assert len(again.stdout.split()) == len(list((tmp_path / "more").iterdir())) == 3
     with Image.open(tmp_path / "sheets" / "coast-sheet.jpg") as sheet:
         assert sheet.width > 4 * 300
+
+
+def test_a_video_that_is_named_twice_has_one_sheet(films: Path, tmp_path: Path) -> None:
+    (tmp_path / "way").symlink_to(films)
+    words = (
+        "sheet",
+        films / "coast.mp4",
+        "way/coast.mp4",
+        "films/coast.mp4",
+        "--out",
+        "sheets",
+        "--count",
+        "2",
+    )
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.split() == ["sheets/coast-sheet.jpg"] * 3
+    assert [path.name for path in (tmp_path / "sheets").iterdir()] == ["coast-sheet.jpg"]
 
 
 def test_backends_lists_every_engine(tmp_path: Path) -> None:
@@ -480,6 +507,43 @@ def test_ctrl_c_leaves_no_process_and_no_unfinished_file(engine: str, films: Pat
     assert "Traceback" not in said
 
 
+def test_ctrl_c_while_the_program_still_imports_is_one_line(tmp_path: Path) -> None:
+    words = [sys.executable, "-X", "importtime", "-m", "video", "clips", "a.mp4"]
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=ENVIRONMENT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as program:
+        assert program.stderr is not None
+        while not program.stderr.readline().endswith(" click.globals\n"):  # so early that much is to come
+            assert program.poll() is None
+        program.send_signal(signal.SIGINT)
+        said = [line for line in program.stderr if not line.startswith("import time:")]
+    assert (program.returncode, said) == (130, ["stopped\n"])
+
+
+def test_ctrl_c_that_python_cannot_raise_is_not_told(tmp_path: Path) -> None:
+    """As in the callbacks that imports have: the flag is what counts then."""
+    program = """if True:
+        import os, signal, weakref
+        from video import scope
+        from video.cli.common import stop_on_signals
+        class Thing: pass
+        stop_on_signals()
+        thing = Thing()
+        gone = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
+        del thing
+        print(scope.stopping.is_set())
+        other = Thing()
+        bad = weakref.ref(other, lambda _: 1 / 0)
+        del other
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.stdout == "True\n"
+    assert "KeyboardInterrupt" not in done.stderr
+    assert "ZeroDivisionError" in done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_to_stop_clean_up_as_ctrl_c_does(number: int, films: Path, tmp_path: Path) -> None:
     assert interrupt(films, tmp_path, number)[0] == 130
@@ -529,3 +593,13 @@ def test_the_module_and_the_script_are_one(tmp_path: Path) -> None:
         pytest.skip("the package is not installed here, only importable")
     out = subprocess.run([script, "backends"], capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
     assert out.stdout == run("backends", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("command", ["clips", "encode", "variants"])
+def test_a_run_in_which_all_fail_leaves_no_folder(command: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"nothing of the kind" * 100)
+    done = run(command, "bad.mp4", "no.mp4", "--out", "new/out", "--backend", "thread", cwd=tmp_path)
+    assert done.returncode == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.mp4"]
+    run(command, "bad.mp4", "--out", ".", "--backend", "thread", cwd=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.mp4"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -57,6 +58,13 @@ def test_a_terminal_gets_progress_and_a_table(short: Path, tmp_path: Path) -> No
     assert "320x240" in drawn
     assert "1 file of 1 video in encoded (serial engine)" in drawn
     assert numbers(tmp_path / "encoded" / "film.mp4") == list(range(75))
+
+
+def test_a_terminal_shows_what_is_noted_of_a_file(short: Path, tmp_path: Path) -> None:
+    words = ("encode", short, "--target", "0.9", "--backend", "serial")
+    code, drawn = run_in_terminal(*words, cwd=tmp_path)
+    assert code == 0
+    assert re.search(r"film\.mp4: SSIM 0\.\d+ of samples \(measured", drawn)
 
 
 def test_a_run_with_resume_goes_on_where_it_stopped(short: Path, tmp_path: Path) -> None:
@@ -114,8 +122,12 @@ def test_jobs_resume_goes_on_with_what_was_asked_for(short: Path, tmp_path: Path
     [
         (["--quality", "low", "--target", "0.9"], "give one"),
         (["--format", "webm", "--codec", "h264"], "webm cannot have the codec h264"),
-        (["--ladder", "720,x"], "is not such as"),
-        (["--ladder", "2"], "greater than or equal to 16"),
+        (["--ladder", "720,x"], "'--ladder': '720,x' are no renditions. Give up to 12 whole numbers from 16"),
+        (["--ladder", "2"], "'2' are no renditions"),
+        (["--ladder", "720,99999"], "16 to 8640, such as 1080,720,480"),
+        (["--ladder", "720,,360"], "'720,,360' are no renditions"),
+        (["--ladder", ",".join(["100"] * 13)], "Give up to 12"),
+        (["--chunk", "0.5"], "'--chunk': '0.5' is no length of time. Give seconds from 1 on"),
         (["--format", "gif", "--codec", "h264"], "has its own"),
         (["--fork"], "--resume"),
         (["--dry-run", "--resume"], "nothing that could be resumed"),

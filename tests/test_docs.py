@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
-from video import Clip, ParallelConfig, VideoClipResponse, registry
+from video import Clip, Encoded, ParallelConfig, VideoClipResponse, VideoEncodingResponse, registry
 from video.cli import COMMANDS, cli
 from video.testing import State
 from video.testing.suite import MARKED
@@ -97,6 +97,12 @@ def test_the_guide_names_every_setting_and_key() -> None:
     assert keys.replace("clips", inner) in GUIDE
 
 
+def test_the_text_about_encoding_names_every_key() -> None:
+    keys = " ".join(name for name in VideoEncodingResponse.model_fields if name != "request")
+    inner = f"outputs[{' '.join(Encoded.model_fields)}]"
+    assert keys.replace("outputs", inner) in (ROOT / "docs" / "encoding.md").read_text("utf-8")
+
+
 def test_the_readme_has_exactly_two_set_up_commands_and_ci_runs_both() -> None:
     section = README.split("## Set up")[1].split("\n## ")[0]
     commands = [line.split("#")[0].strip() for line in re.findall(r"```sh\n(.*?)```", section, re.DOTALL)]
@@ -142,27 +148,35 @@ def test_every_room_is_in_the_architecture() -> None:
     assert all(f"`{room}`" in architecture or f"`{room}/`" in architecture for room in rooms)
 
 
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 ENGINE = ROOT / "examples" / "custom_backend.py"
-
-
-@pytest.mark.parametrize(
-    "path", sorted({*(ROOT / "examples").glob("*.py")} - {ENGINE}), ids=lambda path: path.stem
+each = pytest.mark.parametrize(
+    "path", [path for path in EXAMPLES if path != ENGINE], ids=lambda path: path.stem
 )
+
+
+@each
 def test_every_example_runs(path: Path, samples: list[Path], tmp_path: Path) -> None:
-    out = (
-        run(path, samples[0], 2.5, 5, cwd=tmp_path)
-        if path.stem.endswith("_cut")
-        else run(path, samples[0], cwd=tmp_path)
-    )
-    assert out.strip()
+    takes = re.search(r"^python examples/\w+\.py(.*)$", path.read_text("utf-8"), re.MULTILINE)
+    assert takes is not None
+    words = [samples[0], 2.5, 5][: 3 if "2.5 5" in takes[1] else 1] if takes[1] else []
+    assert run(path, *words, cwd=tmp_path).strip()
 
 
-def test_the_example_of_an_engine_has_less_than_40_lines() -> None:
-    assert len(ENGINE.read_text("utf-8").splitlines()) < 40
+@pytest.mark.slow
+@each
+def test_every_example_runs_on_a_video_of_its_own(path: Path, tmp_path: Path) -> None:
+    assert run(path, cwd=tmp_path).strip()
 
 
-def test_the_example_of_an_engine_runs_and_keeps_the_contract(samples: list[Path], tmp_path: Path) -> None:
-    first, *lines = run(ENGINE, samples[0], cwd=tmp_path).splitlines()
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_is_short_and_named_in_the_readme(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) < 40
+    assert f"`{path.stem}`" in README.split("## More")[1]
+
+
+def test_the_example_of_an_engine_runs_and_keeps_the_contract(tmp_path: Path) -> None:
+    first, *lines = run(ENGINE, cwd=tmp_path).splitlines()
     assert first.endswith(" s")
     assert len(lines) == len(MARKED)
     assert [line for line in lines if State.BROKEN in line.split()] == []

@@ -205,3 +205,76 @@ def test_where_nothing_can_be_locked_the_first_line_counts(
     monkeypatch.setattr(os, "write", late)
     assert name(mine, "a", "slow") == "a-3"
     assert run(tmp_path, "slow", "quick", "x") == ["a-3", "a-2", "a"]
+
+
+def used(folder: Path, *sources: str, made: Any = ()) -> list[str]:
+    """The names that one batch gives, which then makes a file of some of them, and ends."""
+    book = Book(folder)
+    given = [name(book, "a", source, endings=["-1.mp4", "-*p.mp4", ""]) for source in sources]
+    for file in made:
+        (folder / file).touch()
+    book.tidy()
+    return given
+
+
+def test_a_batch_that_makes_nothing_leaves_nothing(tmp_path: Path) -> None:
+    used(tmp_path / "deep" / "er", "x", "y")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").touch()
+    used(tmp_path, "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("file", ["a", "a-1.mp4", "A-360p.mp4", ".a-12ab.pieces"])
+def test_names_stay_where_something_has_come_of_one_or_may_still(file: str, tmp_path: Path) -> None:
+    used(tmp_path / "out", "x", "y", made=[file])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {BOOK, file}
+    assert used(tmp_path / "out", "y", "z") == ["a-2", "a-3"]
+
+
+def test_names_of_others_stay(tmp_path: Path) -> None:
+    other = Book(tmp_path)
+    assert name(other, "a", "x") == "a"
+    assert used(tmp_path, "y") == ["a-2"]
+    assert run(tmp_path, "x", "y") == ["a", "a-2"]
+
+
+def test_who_has_opened_a_file_that_is_taken_away_writes_in_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, real = tmp_path / "out", os.open
+    book = Book(folder)
+    name(book, "a", "x")
+
+    def late(*words: Any, **more: Any) -> int:
+        file = real(*words, **more)
+        if folder.exists() and more == {} and words[1] & os.O_CREAT:
+            monkeypatch.setattr(os, "open", real)
+            book.tidy()
+            assert not folder.exists()
+        return file
+
+    monkeypatch.setattr(os, "open", late)
+    assert run(folder, "y") == ["a"]
+    assert run(folder, "z", "y") == ["a-2", "a"]
+
+
+def test_a_folder_that_is_taken_away_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, real = tmp_path / "out", os.open
+    book = Book(folder)
+    name(book, "a", "x")
+
+    def late(*words: Any, **more: Any) -> int:
+        monkeypatch.setattr(os, "open", real)
+        book.tidy()
+        return real(*words, **more)
+
+    monkeypatch.setattr(os, "open", late)
+    assert run(folder, "y") == ["a"]
+    assert (folder / BOOK).exists()
+
+
+def test_where_nothing_can_be_locked_the_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError("no locks here")))
+    used(tmp_path, "x")
+    assert (tmp_path / BOOK).exists()

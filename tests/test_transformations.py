@@ -6,7 +6,9 @@ import dataclasses
 import random
 from collections.abc import Iterator
 from fractions import Fraction
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from av.audio.frame import AudioFrame
@@ -18,6 +20,9 @@ from tests.media_files import tone
 from video.errors import ConfigError, UnknownName
 from video.media import catalogue, fuse, strategies
 from video.media.chain import Chain
+from video.media.encode import CLIP, Encoding
+from video.media.render import Output, Rendered, render
+from video.media.sample import write_sample
 from video.media.transform import LAYERS, Chosen, Facts, Range, Transformation, timing
 
 FACTS = Facts(248, 136, Fraction(25), 10.0, 48_000, "clip.mp4")
@@ -144,6 +149,131 @@ def test_speed_and_pitch_together_move_sound_no_more_than_one_of_them(start: flo
     plan = fuse.fuse([speed, pitch.at(pitch=1.03), catalogue.get("hold_first").at(lead=0.2)], FACTS)
     assert begins(through(plan.sound, beep(start))) == pytest.approx(start / 0.98 + 0.2, abs=0.005)
     assert {one.name for one in plan.chosen} == {"speed", "pitch", "hold_first"}
+
+
+# The least effect
+
+SEEN = 0.1
+"""Levels of 256, over all planes and pictures."""
+HEARD = 0.005
+"""Of the loudness of the sound."""
+SOURCE = Facts(160, 90, Fraction(25), 3.0, 48_000, "coast.mp4")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seconds of moving, noisy pictures in colour, and a tune with hiss in both ears."""
+    folder = tmp_path_factory.mktemp("source")
+    plain = write_sample(folder, seconds=SOURCE.seconds, size=(SOURCE.width, SOURCE.height))
+    noise = "noise=alls=6:allf=t:all_seed=1,format=yuv420p"
+    hiss = "aeval='val(0)+0.02*random(0)|val(0)+0.02*random(1)':c=stereo"
+    best = Encoding(options={"preset": "veryfast", "crf": "8"}, audio_bit_rate=160_000)
+    (made,) = render(plain, [Output(folder / "noisy.mkv", noise, hiss, best)])
+    assert isinstance(made, Rendered), made
+    return made.path
+
+
+Decoded = tuple[list[tuple[Fraction, np.ndarray]], np.ndarray]
+
+
+def decoded(path: Path) -> Decoded:
+    """Pictures with their times, and (samples,) sound."""
+    with av.open(str(path)) as container:
+        pictures = [
+            (frame.pts * frame.time_base, frame.to_ndarray(format="yuv420p").astype(np.int16))
+            for frame in container.decode(video=0)
+        ]
+        container.seek(0)
+        return pictures, np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+
+
+@pytest.fixture(scope="module")
+def before(source: Path) -> Decoded:
+    return decoded(source)
+
+
+def changed(chosen: Chosen, before: Decoded) -> bool:
+    """Whether a transformation can be seen in the pictures, or heard in the sound, of a source."""
+    end = timing((chosen,)).seconds(SOURCE.seconds)
+    if text := chosen.text(chosen.of.picture, SOURCE, end):
+        frames = [VideoFrame.from_ndarray(planes.astype(np.uint8), "yuv420p") for _, planes in before[0]]
+        for frame, (time, _) in zip(frames, before[0], strict=True):
+            frame.pts, frame.time_base = round(time * 90_000), Fraction(1, 90_000)
+        rgb = chosen.of.space == "rgb"
+        was, found = (
+            [
+                (out.pts, out.to_ndarray().astype(np.int16))
+                for one in (*frames, None)
+                for out in chain.push(one)
+            ]
+            for chain in (
+                Chain(f"{fuse.RGB},{words},{fuse.YUV}" if rgb else words, frames[0], "yuv420p")
+                for words in ("null", text)
+            )
+        )
+        if [(time, planes.shape) for time, planes in was] != [(time, planes.shape) for time, planes in found]:
+            return True
+        pairs = zip(was, found, strict=True)
+        if np.mean([np.abs(one[1] - other[1]).mean() for one, other in pairs]) >= SEEN:
+            return True
+    if text := chosen.text(chosen.of.sound, SOURCE, end):
+        was, found = before[1], through(text, before[1])
+        if abs(len(was) - len(found)) > 480:
+            return True
+        most = min(len(was), len(found))
+        return bool(np.std(found[:most] - was[:most]) >= HEARD * np.std(was))
+    return False
+
+
+def encoded(encoding: Encoding, source: Path, folder: Path) -> Decoded:
+    (made,) = render(source, [Output(folder / "made.mp4", encoding=encoding)])
+    assert isinstance(made, Rendered), made
+    return decoded(made.path)
+
+
+@pytest.mark.parametrize("name", [name for name, one in catalogue.available().items() if not one.encoding])
+def test_whatever_is_drawn_can_be_seen_or_heard(name: str, before: Decoded) -> None:
+    one = catalogue.get(name)
+    nearest = [
+        min((end for part in span.parts for end in part), key=lambda end: abs(end - (span.neutral or 0.0)))
+        for _, span in one.ranges
+    ]
+    weakest = Chosen(one, tuple((name, end) for (name, _), end in zip(one.ranges, nearest, strict=True)))
+    drawn = [one.draw(random.Random(seed), SOURCE) for seed in range(3)]
+    assert [str(each) for each in (weakest, *drawn) if not changed(each, before)] == []
+
+
+@pytest.mark.parametrize("name", [name for name, one in catalogue.available().items() if one.encoding])
+def test_whatever_is_drawn_for_the_container_changes_what_is_decoded(
+    name: str, source: Path, tmp_path: Path
+) -> None:
+    plain, one = encoded(CLIP, source, tmp_path), catalogue.get(name)
+    for drawn in {one.draw(random.Random(seed), SOURCE) for seed in range(8)}:
+        made = encoded(fuse.fuse([drawn], SOURCE).encoding, source, tmp_path)
+        pictures = any((a != b).any() for (_, a), (_, b) in zip(made[0], plain[0], strict=True))
+        assert pictures or not np.array_equal(made[1], plain[1]), str(drawn)
+
+
+@pytest.mark.parametrize("name", [name for name, one in PICTURES.items() if one.place != "time"])
+def test_what_is_softened_is_still_seen_or_left_out(name: str, before: Decoded) -> None:
+    drawn = catalogue.get(name).draw(random.Random(1), SOURCE)
+    for share in (strategies.SOFTER, strategies.SOFTER**2):
+        less = drawn.softened(share)
+        assert less is None or changed(less, before), str(less)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(list(strategies.COUNTS)))
+def test_every_parameter_of_a_variant_keeps_its_least_effect(seed: int, strategy: str) -> None:
+    for one in strategies.choose(strategy, SOURCE, seed, 1):
+        for (name, value), (_, span) in zip(one.values, one.of.ranges, strict=True):
+            assert span.low <= value <= span.high or span.length_share is not None, f"{one} {name}"
+            assert span.changes(value), f"{one} {name}"
+
+
+def test_a_range_that_leaves_nothing_to_draw_is_refused() -> None:
+    with pytest.raises(ConfigError, match="wider"):
+        Range(-0.1, 0.1, 0.0, least=0.2)
 
 
 def test_a_filter_that_this_build_lacks_gives_way_to_the_fallback() -> None:

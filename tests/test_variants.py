@@ -20,9 +20,15 @@ import pytest
 
 from tests.conftest import shared
 from tests.media_files import FLASH, onset, shown, tone, write_video
-from tests.test_cli import ENVIRONMENT, VIDEO, run
+from tests.test_cli import ENVIRONMENT, VIDEO, run, run_in_terminal
 from tests.waiting import until
-from video import ConcurrentTransformationEngine, FFmpegTransformationService, VideoProcessingManager
+from video import (
+    ConcurrentTransformationEngine,
+    Encoded,
+    FFmpegTransformationService,
+    VideoEncodingResponse,
+    VideoProcessingManager,
+)
 from video.cli.variants import preview
 from video.errors import ConfigError, SourceNotFound, UnknownName
 from video.events import Event, Kind
@@ -36,7 +42,11 @@ from video.processors.variants import VARIANT_SECONDS, Task, make_variants, size
 
 KEYS = {
     "variant_id", "status", "processing_time", "file_size", "output_path", "input_path", "strategy", "seed",
-    "transformations", "measures", "error", "traceback",
+    "transformations", "measures", "attempts", "backend", "reason", "error", "error_type", "traceback",
+}  # fmt: skip
+LINE = {
+    "source", "success", "error", "outputs", "number", "strategy", "seed", "seconds", "attempts", "backend",
+    "reason",
 }  # fmt: skip
 FRAME = 1 / 25
 
@@ -485,7 +495,7 @@ def test_whoever_plans_opens_no_source_itself(
     monkeypatch.setattr("video.media.variants.facts_of", lambda _: pytest.fail("opened here"))
     plan = ConcurrentTransformationEngine(1).plan(clip, [["hue"]])
     assert "hue" in str(plan)
-    assert preview([str(clip)], 1, "standard", 0, None, "auto", None) == 0
+    assert preview([str(clip)], Path("variants"), 1, "standard", 0) == 0
     assert "variant 1" in capsys.readouterr().out
 
 
@@ -568,13 +578,29 @@ def test_the_command_makes_variants_and_says_so_in_json(clip: Path, tmp_path: Pa
     done = run("variants", clip, "--count", 2, "--seed", 4, "--workers", 2, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [set(line) for line in lines] == [KEYS, KEYS]
+    assert [set(line) for line in lines] == [LINE, LINE]
+    assert set(VideoEncodingResponse.model_fields) - {"request", "playlist"} < LINE
+    assert [(line["source"], line["number"], line["attempts"]) for line in lines] == [
+        (str(clip), 1, 1),
+        (str(clip), 2, 1),
+    ]
+    for line in lines:
+        (one,) = line["outputs"]
+        path = Path(one["path"])
+        assert (path.name, one["bytes"]) == (f"coast-variant-0{line['number']}.mp4", path.stat().st_size)
+        assert {"path", "width", "height", "frames", "seconds", "bytes"} <= set(one) & set(
+            Encoded.model_fields
+        )
+        assert (line["success"], line["error"], line["backend"]) == (True, None, "process")
     assert files(tmp_path / "variants") == ["coast-variant-01.mp4", "coast-variant-02.mp4"]
 
 
 def test_a_dry_run_prints_the_plans_and_writes_nothing(clip: Path, tmp_path: Path) -> None:
     done = run("variants", clip, "--count", 2, "--seed", 4, "--dry-run", cwd=tmp_path)
-    plans = [json.loads(line) for line in done.stdout.splitlines()]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [set(line) for line in lines] == [LINE, LINE]
+    plans = [line["outputs"][0] for line in lines]
+    assert [Path(one["path"]).name for one in plans] == ["coast-variant-01.mp4", "coast-variant-02.mp4"]
     facts = facts_of(clip)
     chosen = [strategies.choose("standard", facts, 4, number) for number in (1, 2)]
     assert [one["plan"] for one in plans] == [str(fuse.fuse(one, facts)) for one in chosen]
@@ -588,7 +614,23 @@ def test_a_failure_is_exit_code_1_and_one_line(clip: Path, tmp_path: Path) -> No
     assert done.returncode == 1
     assert done.stderr.startswith("failed: bad-variant-01: ")
     assert "Traceback" not in done.stderr
-    assert len(done.stdout.splitlines()) == 2
+    for more in ((), ("--dry-run",)):
+        done = run("variants", "bad.mp4", clip, "--count", 1, *more, cwd=tmp_path)
+        assert done.returncode == 1
+        bad, good = map(json.loads, done.stdout.splitlines())
+        assert set(bad) == set(good) == LINE
+        assert (bad["source"], bad["success"], bad["outputs"]) == ("bad.mp4", False, [])
+        assert (bad["error"]["type"], bad["error"]["traceback"]) == ("InvalidMedia", "")
+        assert good["success"]
+
+
+def test_a_terminal_gets_a_table_in_units_that_fit(clip: Path, tmp_path: Path) -> None:
+    code, drawn = run_in_terminal("variants", clip, "--count", 1, "--backend", "serial", cwd=tmp_path)
+    assert code == 0
+    (made,) = (tmp_path / "variants").glob("*.mp4")
+    assert made.stat().st_size < 1e6
+    assert f" {made.stat().st_size / 1e3:.1f} kB " in drawn
+    assert "1 variant of 1 in variants (serial engine)" in drawn
 
 
 def test_a_time_limit_that_the_engine_cannot_hold_is_wrong_usage(clip: Path, tmp_path: Path) -> None:
@@ -605,12 +647,12 @@ def test_ctrl_c_leaves_nothing_unfinished(tmp_path: Path) -> None:
         command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     ) as process:
         out = tmp_path / "out"
-        until(lambda: out.exists() and any(".part" in name for name in files(out)), seconds=60)
+        until(lambda: any(out.glob("*.part*")), seconds=60)
         process.send_signal(signal.SIGINT)
         _, words = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "stopped" in words
-    assert not any(".part" in name for name in files(out))
+    assert not out.exists() or not any(".part" in name for name in files(out))
 
 
 # The documentation
@@ -642,6 +684,8 @@ def test_the_documentation_has_every_transformation_strategy_and_key() -> None:
         words = f"up to {most}" if strategy == "enhanced_metrics" else f"{least} to {most}"
         assert f"| `{strategy}` | {words} |" in DOCS
     assert all(f"`{key}`" in DOCS for key in KEYS)
+    (shown,) = [line for line in DOCS.splitlines() if line.startswith("    source success ")]
+    assert set(re.sub(r"\[.*?\]", "", shown).split()) == LINE
 
 
 @pytest.mark.slow

@@ -38,6 +38,11 @@ CODECS_OF: dict[str, tuple[Codec, ...]] = {
 }
 """For each format the codecs that it may have, the usual one first; GIF is its own."""
 
+LEAST_SIDE, MOST_SIDE = 16, 8640
+"""Pixels of the shorter side of a rendition."""
+MOST_RUNGS = 12
+"""Renditions of a ladder."""
+
 
 def _finite(value: float) -> float:
     if not math.isfinite(value):
@@ -129,7 +134,9 @@ class VideoEncodingRequest(BaseModel):
     """None: the usual one of the format."""
     quality: Preset | Annotated[float, Field(gt=0.5, lt=1)] = "high"
     """A preset; or a target: the SSIM that samples of the video shall have at least, such as 0.97."""
-    ladder: tuple[Annotated[int, Field(ge=16, le=8640)], ...] = Field(default=(), max_length=12)
+    ladder: tuple[Annotated[int, Field(ge=LEAST_SIDE, le=MOST_SIDE)], ...] = Field(
+        default=(), max_length=MOST_RUNGS
+    )
     """Renditions: pixels of the shorter side of each. One that is larger than the video is as large as the
     video. Empty: one, as large as the video."""
     hardware: bool = True

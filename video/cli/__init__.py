@@ -65,9 +65,9 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    stop_on_signals()
+    """Run the command that the program was started with, and exit; `video.__main__` begins there."""
     try:
+        stop_on_signals()
         sys.exit(cli(standalone_mode=False) or 0)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)

@@ -23,6 +23,7 @@ from video.cli.common import (
     counted,
     engine_options,
     go_on,
+    length_of_time,
     machine_reads,
     output,
     people,
@@ -45,6 +46,14 @@ Examples:
   video clips https://example.org/talk.mp4 --mode copy
   find . -name '*.mp4' | video clips - --dry-run
 """
+
+
+ORDERS = {
+    "input": "as they are named",
+    "shortest": "shortest first, by the size of the files",
+    "longest": "longest first, by the size of the files",
+}
+"""In words."""
 
 
 class Run(BaseModel):
@@ -128,13 +137,13 @@ class Asked(Run):
 )
 @click.option(
     "--min-length",
-    type=click.FloatRange(min=0, min_open=True),
+    type=length_of_time(),
     metavar="SECONDS",
     help="Shortest clip.  [default: 3, or --max-length if that is less]",
 )
 @click.option(
     "--max-length",
-    type=click.FloatRange(min=0, min_open=True),
+    type=length_of_time(),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
@@ -255,6 +264,7 @@ def run_clips(
                 stack.enter_context(kept)
             if explain:
                 say(console, str(processor.explain(requests, asked.backend)))
+                say(console, f"order            {ORDERS[asked.order]}")
             for ready in processor.stream_process(requests, checkpoint=kept, order=asked.order):
                 go_on()
                 responses += ready
@@ -270,7 +280,8 @@ def run_clips(
     except KeyboardInterrupt:
         done = sum(response.success for response in responses)
         more = "; the same command goes on from there, or video jobs resume" if place is not None else ""
-        say(console, f"stopped after {counted(done, 'video')} of {len(sources)}; clips stay in {out}{more}")
+        stay = f"; clips stay in {out}" if done else ""
+        say(console, f"stopped after {counted(done, 'video')} of {len(sources)}{stay}{more}")
         return STOPPED_EXIT
     if not lines:
         show(responses, output(), out, dry_run)

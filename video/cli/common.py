@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -21,6 +22,25 @@ CHECKPOINT = ".video-jobs.sqlite"
 SOME_FAILED_EXIT, OUTPUT_EXIT, USAGE_EXIT, STOPPED_EXIT = 1, 1, 2, 130
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def length_of_time(least: float = 0.0) -> Callable[[Any], float]:
+    """The type of an option that takes seconds.
+
+    :param least: 0: anything above that.
+    """
+
+    def seconds(words: Any) -> float:
+        try:
+            found = float(words)
+        except ValueError:
+            found = math.nan
+        if not math.isfinite(found) or found < least or found <= 0:
+            bound = f"from {least:g} on" if least else "above 0"
+            raise click.BadParameter(f"{words!r} is no length of time. Give seconds {bound}, such as 600.")
+        return found
+
+    return seconds
 
 
 def people() -> Console:
@@ -61,6 +81,13 @@ def stop_on_signals() -> None:
         scope.stopping.set()
         raise KeyboardInterrupt
 
+    show = sys.unraisablehook
+
+    def unraisable(lost: sys.UnraisableHookArgs) -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            show(lost)
+
+    sys.unraisablehook = unraisable
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), stop)
@@ -81,7 +108,7 @@ def engine_options(command: Command) -> Command:
                               "`video backends`."),
             click.option("--workers", type=click.IntRange(min=1), metavar="N",
                          help="Videos at once.  [default: the usable CPUs]"),
-            click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+            click.option("--timeout", type=length_of_time(), metavar="SECONDS",
                          help="Longest time for one video."),
         ]
     ):  # fmt: skip
@@ -157,7 +184,7 @@ def config_of(
     try:
         if backend == "serial" and timeout is not None:
             raise ConfigError(
-                "--timeout needs an engine that can stop a video", cure="Use --backend process."
+                f"--timeout {timeout:g} needs an engine that can stop a video", cure="Use --backend process."
             )
         if backend != "auto":
             backends.get(backend)

@@ -20,13 +20,23 @@ from video.cli.common import (
     counted,
     engine_options,
     go_on,
+    length_of_time,
     machine_reads,
     output,
     people,
     say,
 )
 from video.cli.inputs import expand
-from video.models import Codec, EncodingFormat, Preset, VideoEncodingRequest, VideoEncodingResponse
+from video.models import (
+    LEAST_SIDE,
+    MOST_RUNGS,
+    MOST_SIDE,
+    Codec,
+    EncodingFormat,
+    Preset,
+    VideoEncodingRequest,
+    VideoEncodingResponse,
+)
 from video.sources.base import is_url, readable, redact
 
 if TYPE_CHECKING:  # with SQLite, for those who use one
@@ -69,9 +79,15 @@ class Asked(Run):
 def _sides(ctx: click.Context, option: click.Parameter, words: str) -> tuple[int, ...]:
     """Whole numbers between commas."""
     try:
-        return tuple(map(int, words.split(","))) if words else ()
+        sides = tuple(map(int, words.split(","))) if words else ()
     except ValueError:
-        raise click.BadParameter(f"{words!r} is not such as 1080,720,480", ctx, option) from None
+        sides = (0,)
+    if len(sides) > MOST_RUNGS or not all(LEAST_SIDE <= one <= MOST_SIDE for one in sides):
+        cure = (
+            f"Give up to {MOST_RUNGS} whole numbers from {LEAST_SIDE} to {MOST_SIDE}, such as 1080,720,480."
+        )
+        raise click.BadParameter(f"{words!r} are no renditions. {cure}", ctx, option)
+    return sides
 
 
 @click.command(epilog=EXAMPLES)
@@ -120,7 +136,7 @@ def _sides(ctx: click.Context, option: click.Parameter, words: str) -> tuple[int
 )
 @click.option(
     "--chunk",
-    type=click.FloatRange(min=1),
+    type=length_of_time(1),
     metavar="SECONDS",
     help="Encode long videos in pieces of at least so many seconds, each from one scene to another where "
     "that can be, several at once; those that a killed run had finished are not done again.",
@@ -219,7 +235,8 @@ def run_encode(
     except KeyboardInterrupt:
         done = sum(response.success for response in responses)
         words = "; the same command goes on from there, or video jobs resume" if place is not None else ""
-        say(console, f"stopped after {counted(done, 'video')} of {len(sources)}; files stay in {out}{words}")
+        stay = f"; files stay in {out}" if done else ""
+        say(console, f"stopped after {counted(done, 'video')} of {len(sources)}{stay}{words}")
         return STOPPED_EXIT
     if not lines:
         show(responses, out, dry_run)
@@ -234,6 +251,8 @@ def show(responses: list[VideoEncodingResponse], out: Path, dry_run: bool) -> No
     count = sum(len(response.outputs) for response in responses)
     if count:
         console.print(encoding_table(responses, written=not dry_run))
+    for one in (one for response in responses for one in response.outputs if one.note):
+        say(console, f"{readable(one.path.name)}: {one.note}")
     done = counted(sum(response.success for response in responses), "video")
     verb = "would be written to" if dry_run else "in"
     say(console, f"{counted(count, 'file')} of {done} {verb} {out} ({responses[0].backend} engine)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import click
@@ -35,6 +36,7 @@ def sheet(files: tuple[str, ...], out: Path, count: int, columns: int, width: in
     """Write a contact sheet of each video: key frames, evenly spread, each with its time.
 
     It is called NAME-sheet.jpg; of namesakes of one run each has its own, one of an earlier run is replaced.
+    A video that is named twice has one.
     """
     from video.media.stills import contact_sheet
 
@@ -43,16 +45,22 @@ def sheet(files: tuple[str, ...], out: Path, count: int, columns: int, width: in
     for note in notes:
         say(people(), note, "failed:")
     given: set[str] = set()
+    made: dict[str, Path] = {}
     for file in sources:
         go_on()
+        real = os.path.realpath(file)
+        if real in made:
+            click.echo(made[real])
+            continue
         stem = Path(file).stem
         names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
         name = next(one for one in names if one.casefold() not in given)
         given.add(name.casefold())
         try:
-            click.echo(
-                contact_sheet(file, out / f"{name}-sheet.jpg", count, columns, width, title=Path(file).name)
+            made[real] = contact_sheet(
+                file, out / f"{name}-sheet.jpg", count, columns, width, title=Path(file).name
             )
+            click.echo(made[real])
         except VideoError as error:
             if debug:
                 raise

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ def variants(
     for note in notes:
         say(people(), note, "failed:")
     if dry_run:
-        code = preview(sources, count, strategy, seed, workers, backend, timeout, machine_reads(json))
+        lines = machine_reads(json)
+        code = preview(sources, out, count, strategy, seed, workers, backend, timeout, format_, lines, debug)
         return max(code, SOME_FAILED_EXIT if notes else 0)
 
     from video.processors.variants import VARIANT_SECONDS, VideoProcessingManager
@@ -129,8 +131,8 @@ def variants(
         say(console, f"stopped; variants that were whole stay in {out}")
         return STOPPED_EXIT
     if machine_reads(json):
-        for one in found:
-            click.echo(json_module.dumps(one if debug else one | {"traceback": ""}))
+        for place, one in enumerate(found):
+            click.echo(as_line(sources[place // count], place % count + 1, one, debug))
     else:
         show(found, output(), out)
     failed = [one for one in found if one["error"] is not None]
@@ -141,35 +143,63 @@ def variants(
     return SOME_FAILED_EXIT if failed or notes else 0
 
 
+def as_line(source: str, number: int, one: Mapping[str, Any], debug: bool) -> str:
+    """A variant as JSON on one line, in which things are called as in those of `video clips` and
+    `video encode`; tracebacks are for --debug.
+
+    :param one: as `VideoProcessingManager.process_variants_parallel` gives it.
+    """
+    error, outputs = None, []
+    if one["error"] is not None:
+        traceback = one["traceback"] if debug else ""
+        error = {"type": one["error_type"], "message": one["error"], "traceback": traceback}
+    else:
+        about = {"bytes": one["file_size"], "transformations": one["transformations"]}
+        outputs = [{"path": one["output_path"], **one["measures"], **about}]
+    line = {"source": source, "success": error is None, "error": error, "outputs": outputs}
+    line |= {"number": number, "strategy": one["strategy"], "seed": one["seed"]}
+    line |= {"seconds": one["processing_time"], "attempts": one["attempts"]}
+    return json_module.dumps(line | {"backend": one["backend"], "reason": one["reason"]})
+
+
 def preview(
-    sources: Sequence[str], count: int, strategy: str, seed: int, workers: int | None, backend: str,
-    timeout: float | None, lines: bool = False,
+    sources: Sequence[str], out: Path, count: int, strategy: str, seed: int, workers: int | None = None,
+    backend: str = "auto", timeout: float | None = None, format_: str = "mp4", lines: bool = False,
+    debug: bool = False,
 ) -> int:  # fmt: skip
     """Print the plan of each variant; the exit code.
 
-    :param lines: as JSON, one a line, with the list of its transformations beside it.
+    :param lines: as JSON, as a run would print it, but with the plan in place of what is measured.
     """
     from video.errors import VideoError
     from video.media import fuse, strategies
-    from video.processors.variants import VARIANT_SECONDS, VideoProcessingManager
+    from video.models import Problem
+    from video.processors.variants import VARIANT_SECONDS, Namer, VideoProcessingManager
 
     code = 0
     manager = VideoProcessingManager(workers, backend=backend, timeout=timeout or VARIANT_SECONDS)
+    names = Namer(Path(os.path.abspath(out)), sources, keep=False)
+    told = {"strategy": strategy, "seed": seed, "processing_time": 0.0, "file_size": 0, "attempts": 0}
+    told |= {"backend": "", "reason": "", "error": None}
     for source, found in zip(sources, manager.facts(sources), strict=True):
         try:
             facts = found.unwrap()
-            for number in range(1, count + 1):
+            for number, path in enumerate(names.outputs(source, count, format_), 1):
                 chosen = strategies.choose(strategy, facts, seed, number)
                 plan = str(fuse.fuse(chosen, facts))
                 if lines:
-                    made = [one.as_dict() for one in chosen]
-                    told = {"input_path": source, "strategy": strategy, "seed": seed, "number": number}
-                    click.echo(json_module.dumps(told | {"transformations": made, "plan": plan}))
+                    made: dict[str, Any] = {"output_path": str(path), "measures": {"plan": plan}}
+                    made |= {"transformations": [one.as_dict() for one in chosen]}
+                    click.echo(as_line(source, number, told | made, debug))
                 else:
                     click.echo(f"variant {number}: {plan}")
         except VideoError as error:
             say(people(), str(error), "failed:")
             code = SOME_FAILED_EXIT
+            problem = Problem.of(error)
+            lost = {"error": problem.message, "error_type": problem.type, "traceback": problem.traceback}
+            for number in range(1, count + 1) if lines else ():
+                click.echo(as_line(source, number, told | lost, debug))
     if strategy == "enhanced_metrics":
         say(
             people(), "these are as drawn: what harms the picture is softened or left out when it is measured"
@@ -179,22 +209,9 @@ def preview(
 
 def show(found: Sequence[dict[str, Any]], console: Console, out: Path) -> None:
     """A table for a person."""
-    from rich.table import Table
+    from video.telemetry.tables import variant_table
 
-    measured = any("ssim" in one["measures"] for one in found)
-    table = Table(box=None, pad_edge=False)
-    for head in ("variant", "transformations", "size", "seconds", "MB", *(("SSIM",) if measured else ())):
-        table.add_column(head, justify="left" if head == "variant" else "right")
-    for one in found:
-        measures = one["measures"]
-        if one["error"] is not None:
-            continue
-        cells = [
-            readable(one["variant_id"]), str(len(one["transformations"])),
-            f"{measures['width']}x{measures['height']}", f"{measures['seconds']:.2f}",
-            f"{one['file_size'] / 1e6:.1f}",
-        ]  # fmt: skip
-        table.add_row(*cells, *((f"{measures['ssim']:.3f}",) if measured else ()))
-    console.print(table)
     done = sum(one["error"] is None for one in found)
-    say(console, f"{counted(done, 'variant')} of {len(found)} in {out}")
+    if done:
+        console.print(variant_table(found))
+    say(console, f"{counted(done, 'variant')} of {len(found)} in {out} ({found[0]['backend']} engine)")

@@ -63,12 +63,40 @@ class Range:
     """Decimals that are drawn, so that texts are the same on every machine."""
     length_share: float | None = None
     """The parameter is a time in seconds: whole frames, and at most this share of the source's length."""
+    least: float = 0.0
+    """How far from `neutral` it is at least, so that it is seen or heard: nothing nearer is drawn, and what
+    would be softened to less is left out."""
 
     def __post_init__(self) -> None:
         if not self.low <= self.high:
             raise ConfigError(
                 f"a range goes from {self.low:g} to {self.high:g}", cure="Give the low end first."
             )
+        if not self.parts:
+            raise ConfigError(
+                f"nothing from {self.low:g} to {self.high:g} is {self.least:g} away from {self.neutral:g}",
+                cure="Give a wider range.",
+            )
+
+    @property
+    def parts(self) -> list[tuple[float, float]]:
+        """What of it may be drawn: that below `neutral`, and that above."""
+        if self.neutral is None:
+            return [(self.low, self.high)]
+        ends = (
+            (self.low, min(self.high, self.neutral - self.least)),
+            (
+                max(self.low, self.neutral + self.least),
+                self.high,
+            ),
+        )
+        return [(low, high) for low, high in ends if low <= high]
+
+    def changes(self, value: float) -> bool:
+        """Whether the value is far enough from `neutral`."""
+        if self.neutral is None:
+            return True
+        return abs(value - self.neutral) >= max(self.least, 10.0**-self.digits) - 1e-9
 
     @property
     def usual(self) -> float:
@@ -85,7 +113,12 @@ class Range:
         return min(self.low, self.length_share * facts.seconds) * facts.rate >= 1
 
     def draw(self, dice: random.Random, facts: Facts) -> float:
-        value = dice.uniform(self.low, self.high)
+        at = dice.uniform(0.0, sum(high - low for low, high in self.parts))
+        for low, high in self.parts:
+            value = low + min(at, high - low)
+            if at <= high - low:
+                break
+            at -= high - low
         if self.length_share is not None:
             value = min(value, self.length_share * facts.seconds)
             return float(int(value * facts.rate) / facts.rate)
@@ -174,6 +207,7 @@ class Transformation:
             raise ConfigError(f"has no value for each parameter: {names}", subject=self.name)
         for name, value in values.items():
             ends = [ranges[name].low, ranges[name].high, ranges[name].neutral]
+            ends += [0.0] if ranges[name].length_share is not None else []  # a short video has shorter ones
             least, most = (pick(end for end in ends if end is not None) for pick in (min, max))
             if not least <= value <= most:
                 raise ConfigError(f"{name} is {value:g}", subject=self.name, cure=f"{least:g} to {most:g}.")
@@ -199,16 +233,17 @@ class Chosen:
         return self.of.name
 
     def softened(self, share: float) -> Chosen | None:
-        """The same, with `share` of its strength; None: it is all or nothing."""
+        """The same, with `share` of its strength; None: it is all or nothing, or too little is left."""
         ranges = dict(self.of.ranges)
         if all(ranges[name].neutral is None for name, _ in self.values):
             return None
         softer = []
         for name, value in self.values:
             neutral, digits = ranges[name].neutral, ranges[name].digits
-            softer.append(
-                (name, value if neutral is None else round(neutral + share * (value - neutral), digits))
-            )
+            less = value if neutral is None else round(neutral + share * (value - neutral), digits)
+            if not ranges[name].changes(less):
+                return None
+            softer.append((name, less))
         return Chosen(self.of, tuple(softer))
 
     def text(self, template: str, facts: Facts, end: float) -> str:

@@ -9,6 +9,8 @@ The first whole line of a name says whose it is. So a line that a kill or a full
 nothing, two programs that add to the file at once agree on who was first, and no name ever changes hands.
 Nothing in the file is used as a path: names are made from the source's own and only compared with what the
 file says.
+A batch of which nothing has come takes the file away again where nobody else has written in it, and the
+folder where it has made that; so whoever has opened the file looks whether it still is the one in the folder.
 Sources are kept as digests, since an address may hold a password.
 """
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -33,6 +36,8 @@ from video.sources.base import display_name, is_url
 
 BOOK = ".video-names"
 LOCK_SECONDS = 2.0
+TRIES = 100
+"""Of opening it, while other batches that come to nothing take its folder away."""
 
 
 class Claim(NamedTuple):
@@ -69,6 +74,10 @@ class Book:
         """The last number that was tried for each name."""
         self._file: tuple[int, int] = (0, 0)
         self._read_to = 0
+        self._written = 0
+        """Bytes of the file that this batch has added."""
+        self._made: list[Path] = []
+        """Folders that were made for it, the innermost first."""
 
     def name(
         self,
@@ -118,6 +127,33 @@ class Book:
         """Say that this batch is to make it; a `*` in it stands for a number, the last before its type."""
         self._files.update((_key(file), *(f"/{one}" for one in _numberless(file))))
 
+    def tidy(self) -> None:
+        """After the batch: take the file away if all that it says is of this batch, of which nothing stands
+        in the folder; and then each folder that was made for it and holds nothing. Never raises."""
+        with contextlib.suppress(OSError):
+            if self._written and not self._stands():
+                file = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                try:
+                    # Without a lock another program might be about to write in it.
+                    if _lock(file) and self._is(file) and os.fstat(file).st_size == self._written:
+                        os.unlink(self._path)
+                finally:
+                    os.close(file)
+            for folder in self._made:
+                folder.rmdir()
+
+    def _stands(self) -> bool:
+        """Whether something in the folder has a name that this batch has given, or is on its way there."""
+        listed = os.listdir(self._path.parent)
+        forms = {form for one in listed for form in (_key(one), *_numberless(one))}
+        hidden = tuple(_key(f".{name[:40]}") for name in self._given.values())
+        return any(_key(one).startswith(hidden) for one in listed) or any(
+            f"{key}{_key(ending)}" in forms
+            for (key, _), endings in self._endings.items()
+            if key in self._used
+            for ending in endings
+        )
+
     def _endings_of(self, name: str, mine: Claim) -> frozenset[str]:
         return self._endings.get((_key(name), mine.owner), frozenset())
 
@@ -157,28 +193,18 @@ class Book:
 
         :raises OutputError: if it cannot be used.
         """
-        # A link or a pipe of that name could lead anywhere, or hold up the batch.
-        flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         file = -1
         try:
-            if self._keep:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    file = os.open(self._path, flags | os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-                except PermissionError as refused:
-                    # Another user's: then what is there decides, and nobody's files are replaced either.
-                    try:
-                        file = os.open(self._path, flags | os.O_RDONLY)
-                    except FileNotFoundError:
-                        raise refused from None  # no files can be made in this folder at all
-                    self._keep = False
-            else:
-                with contextlib.suppress(OSError):
-                    file = os.open(self._path, flags | os.O_RDONLY)
-            if file >= 0:
+            file = self._opened()
+            while file >= 0:
                 if not stat.S_ISREG(os.fstat(file).st_mode):
                     raise OSError(0, "it is no regular file")
                 _lock(file)
+                if self._is(file):
+                    break
+                os.close(file)  # another batch has just taken it away
+                file = -1
+                file = self._opened()
             yield file
         except (OSError, ValueError) as error:  # ValueError: a NUL in its name
             from video.media.base import output_errors  # with FFmpeg, which who gives names does not need
@@ -189,6 +215,37 @@ class Book:
             if file >= 0:
                 os.close(file)
 
+    def _opened(self) -> int:
+        # A link or a pipe of that name could lead anywhere, or hold up the batch.
+        flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        if not self._keep:
+            with contextlib.suppress(OSError):
+                return os.open(self._path, flags | os.O_RDONLY)
+            return -1
+        for _ in range(TRIES):
+            missing = itertools.takewhile(lambda one: not one.exists(), self._path.parents)
+            self._made += [one for one in missing if one not in self._made]
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                return os.open(self._path, flags | os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            except FileNotFoundError:
+                continue  # another batch has just taken its folder away
+            except PermissionError as refused:
+                # Another user's: then what is there decides, and nobody's files are replaced either.
+                try:
+                    file = os.open(self._path, flags | os.O_RDONLY)
+                except FileNotFoundError:
+                    raise refused from None  # no files can be made in this folder at all
+                self._keep = False
+                return file
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    def _is(self, file: int) -> bool:
+        """Whether the file that is open is the one in the folder."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(file), os.lstat(self._path))
+        return False
+
     def _read(self, file: int) -> None:
         """What was added since it was read last."""
         if file < 0:
@@ -196,7 +253,7 @@ class Book:
         about = os.fstat(file)
         if (about.st_dev, about.st_ino) != self._file or about.st_size < self._read_to:
             # Another one stands in its place. What this batch has given stays given: see `_used`.
-            self._file, self._read_to = (about.st_dev, about.st_ino), 0
+            self._file, self._read_to, self._written = (about.st_dev, about.st_ino), 0, 0
             self._claims = {key: claim for key, claim in self._claims.items() if key in self._used}
             self._owned = {}
             for key, claim in self._claims.items():
@@ -237,6 +294,7 @@ class Book:
             line = b"\n" + line
         if os.write(file, line) < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._written += len(line)
         self._read(file)
         self._take(name, mine, endings)  # where it has been removed at this very moment
 
@@ -314,9 +372,10 @@ def _identity(source: str) -> str:
     return source
 
 
-def _lock(file: int) -> None:
-    """Only so that fewer names are tried: without a lock, the first line of a name counts. So a file system
-    that has none will do, and nobody who can read the file can hold up a batch for long."""
+def _lock(file: int) -> bool:
+    """Whether it could be locked; only so that fewer names are tried, since without a lock the first line of
+    a name counts. So a file system that has none will do, and nobody who can read the file can hold up a
+    batch for long."""
     deadline = time.monotonic() + LOCK_SECONDS
     while time.monotonic() < deadline:
         try:
@@ -324,9 +383,10 @@ def _lock(file: int) -> None:
         except BlockingIOError:
             time.sleep(0.01)
         except OSError:
-            return
+            return False
         else:
-            return
+            return True
+    return False
 
 
 def _numbered(stem: str, number: int) -> str:

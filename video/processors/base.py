@@ -257,6 +257,7 @@ class Processor(ABC, Generic[Request, Response]):
             outcomes = self.runner.astream(**batch.call, checkpoint=checkpoint)
             return [batch.response(outcome) async for outcome in outcomes]
         finally:
+            await asyncio.to_thread(batch.tidy)
             if opened is not None:
                 await asyncio.to_thread(opened.close)
 
@@ -286,8 +287,12 @@ class Processor(ABC, Generic[Request, Response]):
         with contextlib.ExitStack() as stack:
             if isinstance(checkpoint, str | os.PathLike):
                 checkpoint = stack.enter_context(self.open_checkpoint(checkpoint))
+            stack.callback(batch.tidy)
             self.before(batch.call, checkpoint)
-            for outcomes in self.runner.rounds(**batch.call, checkpoint=checkpoint):
+            rounds = stack.enter_context(
+                contextlib.closing(self.runner.rounds(**batch.call, checkpoint=checkpoint))
+            )
+            for outcomes in rounds:
                 yield list(map(batch.response, outcomes))
 
     def before(self, call: dict[str, Any], checkpoint: Checkpoint | None) -> None:
@@ -428,6 +433,11 @@ class _Batch(Generic[Request, Response]):
             else:
                 self._asked[index] = raw, _source(request), request
                 yield job
+
+    def tidy(self) -> None:
+        """Nothing is left of a batch that made nothing."""
+        for book in self._names.books.values():
+            book.tidy()
 
     def response(self, outcome: Outcome[Any]) -> Response:
         raw, source, request = self._asked.pop(outcome.index)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -159,8 +160,9 @@ class VideoProcessingManager:
         :return: a dict for each variant, in order: `variant_id`, `status` ("completed" or "failed"),
             `processing_time` (seconds; of what was made together, an equal part), `file_size` (bytes),
             `output_path`, `input_path`, `strategy`, `seed`, `transformations` (dicts of `name`, `layer`,
-            `parameters`), `measures`, `error` (None, or its words) and `traceback`. One that failed stops no
-            other.
+            `parameters`), `measures`, `attempts` (how often it has run), `backend` (the engine), `reason`
+            (why that one), `error` (None, or its words), `error_type` and `traceback`. One that failed stops
+            no other.
         :raises ConfigError: for an argument that does not fit.
         """
         if isinstance(input_files, str | bytes | os.PathLike):
@@ -173,13 +175,16 @@ class VideoProcessingManager:
         folder = Path(os.path.abspath(output_dir))
         names = Namer(folder, inputs)
         row = []
-        for source in inputs:
-            outputs = names.outputs(source, variants_per_file, format)
-            row += [
-                (source, Wanted(path, strategy, seed, number, floor=floor))
-                for number, path in enumerate(outputs, 1)
-            ]
-        return self.run(row, progress_callback)
+        try:
+            for source in inputs:
+                outputs = names.outputs(source, variants_per_file, format)
+                row += [
+                    (source, Wanted(path, strategy, seed, number, floor=floor))
+                    for number, path in enumerate(outputs, 1)
+                ]
+            return self.run(row, progress_callback)
+        finally:
+            names.tidy()
 
     def facts(self, sources: Sequence[str]) -> list[Outcome[Facts]]:
         """What plans depend on of each source, looked at in workers that a damaged one may end."""
@@ -206,6 +211,7 @@ class VideoProcessingManager:
             if place not in twins:
                 places.setdefault(source, []).append(place)
         made: dict[int, Made] = {}
+        tries: Counter[int] = Counter()
         with Runner(self._timed(self._largest(places)), observers=[watch]) as runner:
             surveys = runner.map(survey, list(places), isolate=True)
             groups: list[list[int]] = []
@@ -216,15 +222,20 @@ class VideoProcessingManager:
                 else:
                     assert found.value is not None
                     groups += self._groups(mine, found.value, len(places))
-            alone = self._batch(runner, row, groups, made, watch, again=True)
+            alone = self._batch(runner, row, groups, made, tries, watch, again=True)
+            decision = runner.explain()
         if alone:
             with Runner(self._timed(1), observers=[watch]) as runner:
-                self._batch(runner, row, alone, made, watch, again=False)
+                self._batch(runner, row, alone, made, tries, watch, again=False)
         for place, first in twins.items():
             made[place] = made[first]
             watch.one(place, made[first].error is not None)
         watch.end()
-        return [_told(source, wanted, made[place]) for place, (source, wanted) in enumerate(row)]
+        engine = ("", "") if decision is None else (decision.backend, decision.reason)
+        return [
+            _told(source, wanted, made[place], tries[place], *engine)
+            for place, (source, wanted) in enumerate(row)
+        ]
 
     def _batch(
         self,
@@ -232,11 +243,12 @@ class VideoProcessingManager:
         row: Sequence[tuple[str, Wanted]],
         groups: list[list[int]],
         made: dict[int, Made],
+        tries: Counter[int],
         watch: _Watch,
         *,
         again: bool,
     ) -> list[list[int]]:
-        """Run groups of variants; what they came to goes to `made`.
+        """Run groups of variants; what they came to goes to `made`, and how often each has run to `tries`.
 
         :param again: a group that is lost as a whole is no failure of its members.
         :return: those, each in a group of its own.
@@ -249,6 +261,7 @@ class VideoProcessingManager:
         alone: list[list[int]] = []
         for outcome in runner.stream(make_variants, tasks, ordered=False, isolate=True):
             group = groups[outcome.index]
+            tries.update(dict.fromkeys(group, outcome.attempts))
             if outcome.error is None:
                 assert outcome.value is not None
                 made.update(zip(group, outcome.value, strict=True))
@@ -297,17 +310,21 @@ class VideoProcessingManager:
 
 
 class Namer:
-    """Names of variants in one folder, which no other video's variants have, nor an input."""
+    """Names of variants in one folder, which no other video's variants have, nor an input.
 
-    def __init__(self, folder: Path, inputs: Iterable[str]) -> None:
+    :param keep: write down what is given; False: for a preview, which leaves nothing behind.
+    """
+
+    def __init__(self, folder: Path, inputs: Iterable[str], *, keep: bool = True) -> None:
         self._folder = folder
+        self._keep = keep
         self._book: Book | None = None
         self._inputs = set(map(os.path.realpath, inputs))
 
     def outputs(self, source: str, count: int, format: str) -> list[Path]:
         """:raises OutputError: the names cannot be written down."""
         if self._book is None:
-            self._book = Book(self._folder)
+            self._book = Book(self._folder, keep=self._keep)
         real, owner = os.path.realpath(self._folder), os.path.realpath(source)
 
         def there(file: str) -> bool:
@@ -326,10 +343,17 @@ class Namer:
         )  # fmt: skip
         # And each file by itself: of a name that an earlier run has had, others may stand here since.
         mine = [
-            self._book.name(file, owner, f"variant {format}", clash=clash, there=there)
+            self._book.name(
+                file, owner, f"variant {format}", clash=clash, there=there, endings=[f".{format}"]
+            )
             for file in files(name)
         ]
         return [self._folder / f"{file}.{format}" for file in mine]
+
+    def tidy(self) -> None:
+        """After the batch: leave nothing where nothing has come of it."""
+        if self._book is not None:
+            self._book.tidy()
 
 
 class _Watch:
@@ -442,7 +466,9 @@ def _name(error: BaseException | None, source: str) -> None:
         error.subject = source  # a time limit or a dead worker does not know what it was about
 
 
-def _told(source: str, wanted: Wanted, made: Made) -> dict[str, Any]:
+def _told(
+    source: str, wanted: Wanted, made: Made, attempts: int, backend: str, reason: str
+) -> dict[str, Any]:
     return {
         "variant_id": wanted.output.stem,
         "status": "completed" if made.error is None else "failed",
@@ -454,6 +480,10 @@ def _told(source: str, wanted: Wanted, made: Made) -> dict[str, Any]:
         "seed": wanted.seed,
         "transformations": [one.as_dict() for one in made.chosen],
         "measures": made.measures,
+        "attempts": attempts,
+        "backend": backend,
+        "reason": reason,
         "error": None if made.error is None else made.error.message,
+        "error_type": None if made.error is None else made.error.type,
         "traceback": "" if made.error is None else made.error.traceback,
     }

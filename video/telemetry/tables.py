@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from rich import box
 from rich.markup import escape
@@ -58,6 +58,23 @@ def encoding_table(responses: Iterable[VideoEncodingResponse], *, written: bool 
             rows.append([name, pixels, *facts, f"{one.encoder}, {one.setting}{likeness}"])
     columns = ["file", "size", *more, "encoder"]
     return table(columns, rows, right=columns[1:-1], whole=["file"])
+
+
+def variant_table(found: Iterable[Mapping[str, Any]]) -> Table:
+    """A row for each variant that was made.
+
+    :param found: as `VideoProcessingManager.process_variants_parallel` gives them.
+    """
+    made = [one for one in found if one["error"] is None]
+    measured = any("ssim" in one["measures"] for one in made)
+    rows = []
+    for one in made:
+        measures = one["measures"]
+        figures = [f"{measures['width']}x{measures['height']}", str(measures["frames"])]
+        figures += [clock(measures["seconds"]), size(one["file_size"]), str(len(one["transformations"]))]
+        rows.append([one["variant_id"], *figures, *([f"{measures['ssim']:.3f}"] if measured else [])])
+    columns = ["variant", "size", "frames", "length", "bytes", "transformations", *["SSIM"][:measured]]
+    return table(columns, rows, right=columns[1:], whole=["variant"])
 
 
 def clock(seconds: float) -> str:
