@@ -179,6 +179,37 @@ def test_picture_and_sound_end_where_the_plan_says(row: list[str], tmp_path: Pat
         assert frame == pytest.approx((2.0 - start) / speed + lead, abs=0.002)
 
 
+@pytest.mark.parametrize("row", [*([name] for name in TIMES), ["frame_rate"], ["gamma"]], ids="+".join)
+def test_a_last_picture_that_stands_still_does_so_in_a_variant_too(row: list[str], tmp_path: Path) -> None:
+    """As at the end of a recorded screen: it is shown for 5 s, and there is sound meanwhile."""
+    source = stood(
+        write_video(tmp_path / "in.mp4", frames=50, sound=tone(0, 7, 7)), tmp_path / "still.mp4", 5
+    )
+    said = [{"name": name, "parameters": TIMES[name]} if name in TIMES else name for name in row]
+    engine = ConcurrentTransformationEngine(1, backend="thread")
+    (plan,) = engine.plan(source, [said]).groups[0]
+    (one,) = engine.run(source, {tmp_path / "out.mp4": said})
+    assert one["error"] is None
+    assert plan.seconds > 6
+    found = measure(tmp_path / "out.mp4")
+    assert found.end_seconds == pytest.approx(plan.seconds, abs=FRAME)
+    assert found.audio_end_seconds == pytest.approx(plan.seconds, abs=FRAME)
+    assert one["measures"]["seconds"] == pytest.approx(plan.seconds, abs=FRAME)
+
+
+def stood(source: Path, target: Path, seconds: int) -> Path:
+    """The same, but that its last picture is shown so long."""
+    with av.open(str(source)) as container, av.open(str(target), "w") as out:
+        streams = {one.index: out.add_stream_from_template(one) for one in container.streams}
+        packets = [one for one in container.demux() if one.size]
+        last = max((one for one in packets if one.stream.type == "video"), key=lambda one: one.pts or 0)
+        last.duration = round(seconds / last.time_base)
+        for one in packets:
+            one.stream = streams[one.stream_index]
+            out.mux(one)
+    return target
+
+
 def test_a_fade_ends_with_the_pictures_though_sound_goes_on(tmp_path: Path) -> None:
     source = write_video(tmp_path / "in.mkv", frames=[FLASH] * 50, sound=tone(0, 20, 20))
     engine = ConcurrentTransformationEngine(1, backend="thread")

@@ -168,7 +168,7 @@ class _Work:
     def render(self) -> None:
         """Write what is planned."""
         outputs = [
-            Output(self._parts[number], plan.picture, plan.sound, plan.encoding)
+            Output(self._parts[number], plan.picture, plan.sound, plan.encoding, timing(plan.chosen))
             for number, plan in self.plans.items()
         ]
         self._written = {}
