@@ -275,6 +275,19 @@ def test_a_truncated_file_is_measured_as_far_as_it_goes(samples: list[Path], tmp
     assert 0 < found.frames < len(planes(whole))
 
 
+def test_damaged_sound_is_passed_over(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", frames=75, sound=tone(0, 3, 3))
+    with av.open(str(path)) as container:
+        places = [(one.pos, one.size) for one in container.demux(audio=0) if one.size]
+    data = bytearray(path.read_bytes())
+    for number, (place, size) in enumerate(places[20:60]):
+        data[place : place + size] = bytes([7 * number % 256]) * size
+    path.write_bytes(data)
+    found = measure_quality(path)
+    assert found.frames == 75
+    assert found.loudness is not None
+
+
 @pytest.mark.parametrize("which", ["path", "reference"])
 def test_files_that_cannot_be_measured_are_named(which: str, samples: list[Path], tmp_path: Path) -> None:
     sound = write_audio(tmp_path / "sound.wav")

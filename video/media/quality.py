@@ -16,16 +16,16 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import av
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
 from av.error import EOFError as EndOfStream
+from av.error import FFmpegError
 from av.filter import Graph
 from av.filter.context import FilterContext
 from av.video.frame import VideoFrame
@@ -109,6 +109,7 @@ def measure_quality(
     offset: float = 0.0,
     speed: float = 1.0,
     lead: float = 0.0,
+    progress: Callable[[float], None] | None = None,
 ) -> Quality:
     """What a video is like, and how near it comes to `reference`.
 
@@ -118,6 +119,7 @@ def measure_quality(
     :param offset: seconds of the reference at which the video begins, for a part of it.
     :param speed: seconds of the reference that pass in each second of the video.
     :param lead: seconds for which the video's first picture stands before it goes on.
+    :param progress: told the time of each picture of the video, in seconds, once it is measured.
     :raises ConfigError: for an `offset` or a `lead` that is no time, or a `speed` that is none.
     :raises SourceNotFound, SourceError: a file cannot be read.
     :raises InvalidMedia, UnsupportedMedia: it has no picture that can be decoded, or no two to compare, or
@@ -137,6 +139,8 @@ def measure_quality(
         pictures, sound = _Pictures(shown), _Sound(container)
         for time, frame in _frames(container, sound):
             pictures.add(time, frame)
+            if progress is not None:
+                progress(time)
         if not pictures.frames:
             name = base.source_name(container)
             raise InvalidMedia(
@@ -452,9 +456,12 @@ class _Sound:
 
     def add(self, packet: Any) -> None:
         assert self.stream is not None
-        with contextlib.suppress(av.InvalidDataError):  # a damaged place is passed over, as players do
+        try:
             for frame in self.stream.codec_context.decode(packet):
                 self._push(frame)
+        except FFmpegError as error:  # a damaged place, for which decoders have many words, is passed over
+            if isinstance(error, MemoryError):
+                raise
 
     def _push(self, frame: Any) -> None:
         shape = (frame.format.name, frame.layout.name, frame.sample_rate)

@@ -58,8 +58,8 @@ class Output:
     """
     encoding: Encoding = CLIP
     timing: Timing | None = None
-    """What the filters make of the length, where that is known; None: what they give ends with its last picture,
-    which is shown as long as the one before it."""
+    """What the filters make of the length, where that is known; None: what they give ends with its last
+    picture, which is shown as long as the one before it."""
 
 
 @dataclass(frozen=True, slots=True)
