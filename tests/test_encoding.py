@@ -125,6 +125,15 @@ def test_a_gif_loops_and_keeps_the_time(
         assert frame.number == pytest.approx(at * 25 / 12, abs=1)
 
 
+@pytest.mark.parametrize("frames", [1, 2, 4])
+def test_a_video_of_a_moment_has_a_gif_too(
+    frames: int, serial: VideoEncodingProcessor, tmp_path: Path
+) -> None:
+    source = write_video(tmp_path / "a.mp4", frames=frames)
+    (one,) = encoded(serial, source, tmp_path / "out", format="gif", quality="low")
+    assert one.frames >= 1
+
+
 def test_ten_bits_stay_in_hevc(serial: VideoEncodingProcessor, tmp_path: Path) -> None:
     source = write_video(tmp_path / "a.mkv", pixels="yuv420p10le", frames=10)
     for codec, pixels in (("hevc", "yuv420p10le"), ("av1", "yuv420p10le"), ("h264", "yuv420p")):

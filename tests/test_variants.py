@@ -22,15 +22,15 @@ from tests.conftest import shared
 from tests.media_files import FLASH, onset, shown, tone, write_video
 from tests.test_cli import ENVIRONMENT, VIDEO, run
 from tests.waiting import until
-from video import ConcurrentTransformationEngine, FFmpegTransformationService, VideoProcessingManager
+from video import ConcurrentTransformationEngine, FFmpegTransformationService, VideoProcessingManager, scope
 from video.cli.variants import preview
-from video.errors import ConfigError, SourceNotFound, UnknownName
+from video.errors import ConfigError, ItemTimeout, SourceNotFound, UnknownName
 from video.events import Event, Kind
 from video.media import catalogue, fuse, strategies
 from video.media.probe import measure
 from video.media.sample import write_sample
 from video.media.transform import LAYERS, Chosen, Transformation
-from video.media.variants import Made, facts_of
+from video.media.variants import Made, Wanted, facts_of, make
 from video.processors.service import worker_count
 from video.processors.variants import VARIANT_SECONDS, Task, make_variants, sizes, together
 
@@ -93,14 +93,27 @@ def test_variants_are_what_their_results_say(clip: Path, tmp_path: Path) -> None
         json.dumps(one, allow_nan=False)
 
 
-def test_the_same_seed_gives_the_same_bytes_on_every_engine(clip: Path, tmp_path: Path) -> None:
-    bytes_of = {}
-    for backend in ("serial", "thread", "process"):
+@pytest.mark.parametrize("strategy", ["seven_layer", "enhanced_metrics"])
+@pytest.mark.parametrize(
+    "engines",
+    [
+        ("serial", "thread", "process"),
+        pytest.param(("serial", "joblib", "dask", "async"), marks=pytest.mark.slow),
+    ],
+    ids="-".join,
+)
+def test_the_same_seed_gives_the_same_bytes_on_every_engine(
+    engines: tuple[str, ...], strategy: str, clip: Path, tmp_path: Path
+) -> None:
+    results, bytes_of = {}, {}
+    for backend in engines:
         manager = VideoProcessingManager(2, backend=backend)
-        found = manager.process_variants_parallel([clip], tmp_path / backend, 3, "seven_layer", seed=5)
+        found = manager.process_variants_parallel([clip], tmp_path / backend, 3, strategy, seed=5)
         assert [one["error"] for one in found] == [None] * 3
+        results[backend] = [(one["transformations"], one["measures"]) for one in found]
         bytes_of[backend] = [Path(one["output_path"]).read_bytes() for one in found]
-    assert bytes_of["serial"] == bytes_of["thread"] == bytes_of["process"]
+        assert bytes_of[backend] == bytes_of["serial"]
+        assert results[backend] == results["serial"]
     assert len(set(bytes_of["serial"])) == 3
 
 
@@ -251,6 +264,14 @@ def test_a_video_of_a_moment_has_variants_too(frames: int, strategy: str, tmp_pa
         assert one["measures"]["seconds"] == pytest.approx(frames * FRAME, rel=0.25, abs=FRAME)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 40), (40, 3)])
+def test_the_smallest_pictures_have_variants_too(size: tuple[int, int], tmp_path: Path) -> None:
+    source = write_video(tmp_path / "in.mkv", frames=5, size=size, codec="rawvideo")
+    manager = VideoProcessingManager(1, backend="thread")
+    found = manager.process_variants_parallel([source], tmp_path / "out", 8, seed=1)
+    assert [one["error"] for one in found] == [None] * 8
+
+
 # What goes wrong
 
 
@@ -318,6 +339,31 @@ def test_a_variant_ends_at_its_time_where_nobody_can_end_it(clip: Path, tmp_path
     found = manager.process_variants_parallel([clip], tmp_path, 2, seed=1)
     assert [one["status"] for one in found] == ["failed", "failed"]
     assert "longer than its limit of 0.05 s" in found[0]["error"]
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_measuring_says_how_far_it_is_and_looks_at_the_clock(
+    limit: int | None, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+
+    def hear(share: float, words: str) -> None:
+        if words == "measuring":
+            told.append(share)
+            time.sleep(limit or 0)
+
+    monkeypatch.setattr(scope, "REPORT_SECONDS", 0.0)
+    wanted = [Wanted(tmp_path / "a.mp4", "enhanced_metrics", floor=0.5)]
+    with scope.entered(scope.Slot(1, listener=hear)):
+        if limit is None:
+            assert make(str(clip), wanted)[0].error is None
+            assert len(set(told)) > 10
+            assert told == sorted(told)
+            assert told[-1] <= 1
+            return
+        with pytest.raises(ItemTimeout):
+            make(str(clip), wanted, limit)
     assert files(tmp_path) == []
 
 
@@ -410,6 +456,8 @@ def test_namesakes_have_names_of_their_own(clip: Path, tmp_path: Path) -> None:
         ({"variants_per_file": 0}, "1 to 1000"),
         ({"format": "avi"}, "format"),
         ({"ssim_floor": 1.5}, "ssim_floor"),
+        ({"ssim_floor": None}, "ssim_floor"),
+        ({"strategy": ["standard"]}, "strategy"),
         ({"seed": "x"}, "seed"),
         ({"input_files": []}, "no input files"),
         ({"input_files": "ab"}, "single"),

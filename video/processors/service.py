@@ -184,8 +184,8 @@ def seconds_of_a_variant(path: str) -> tuple[int, float]:
 
     facts = facts_of(path)
     fused = fuse.fuse(strategies.choose("standard", facts, 0, 1), facts)
-    with tempfile.TemporaryDirectory() as folder:
-        output = Output(Path(folder) / "tried.mp4", fused.picture, fused.sound, fused.encoding)
+    with scope.unfinished(Path(tempfile.mkdtemp(prefix="video-tried-"))) as folder:
+        output = Output(folder / "tried.mp4", fused.picture, fused.sound, fused.encoding)
         began = time.process_time()
         (result,) = render(path, [output], end=TRIED_SECONDS)
         spent = time.process_time() - began

@@ -419,11 +419,11 @@ def _check(inputs: Sequence[str], count: int, strategy: str, seed: int, floor: f
         raise ConfigError("there are no input files", cure="Give one at least.")
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 1000:
         raise ConfigError(f"the number of variants is {count!r}", cure="It takes 1 to 1000.")
-    if strategy not in COUNTS:
+    if not isinstance(strategy, str) or strategy not in COUNTS:
         raise ConfigError(f"is {strategy!r}", subject="strategy", cure=f"Use one of: {', '.join(COUNTS)}.")
     if not isinstance(seed, int):
         raise ConfigError(f"seed is {seed!r}", cure="It takes a whole number.")
-    if not 0 < floor < 1:
+    if not isinstance(floor, int | float) or not 0 < floor < 1:
         raise ConfigError(f"ssim_floor is {floor!r}", cure="It takes a number above 0 and below 1.")
     if format not in FORMATS:
         raise ConfigError(f"is {format!r}", subject="format", cure=f"Use one of: {', '.join(FORMATS)}.")
