@@ -685,6 +685,16 @@ def test_a_cache_in_memory_outlives_another_number_of_workers(
         assert processor.runner.counts()["cache"]["hits"] == 1
 
 
+@pytest.mark.parametrize("caching", [False, True])
+def test_each_batch_is_announced_before_it_runs(caching: bool, numbered: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    config = ParallelConfig(backend="thread", max_workers=1, enable_caching=caching)
+    with VideoEncodingProcessor(config) as processor:
+        processor.announce = lambda title, names: said.append(f"{title}: {', '.join(names)}")
+        encoded(processor, numbered, tmp_path / "out", quality="low", sound=False)
+    assert said == ["videos: a.mp4"]
+
+
 def test_a_clip_by_itself_is_enough(serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path) -> None:
     facts = {
         "start": 0,

@@ -185,7 +185,7 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
     def before(self, call: dict[str, Any], checkpoint: Checkpoint | None) -> None:
         """Encode the pieces of long videos, of all of them at once; their jobs then join what is there, and
         make what is missing."""
-        if call["total"] is None or self.config.enable_caching:
+        if call["total"] is None:
             return
         jobs = call["items"] = list(call["items"])
         resumed = checkpoint is not None and checkpoint.resumed
@@ -193,6 +193,7 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
             job
             for job in jobs
             if isinstance(job, EncodingJob)
+            and not self.config.enable_caching
             and job.chunk_seconds is not None
             # One that an earlier run has done has its outputs, and no pieces any more.
             and not (resumed and not job.pieces.exists() and _has_outputs(job))
