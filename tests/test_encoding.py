@@ -45,8 +45,8 @@ from video.media.quality import measure_quality
 from video.media.render import Output
 from video.media.target import search
 from video.models import CODECS_OF
+from video.processors._book import BOOK
 from video.processors._encode import sizes
-from video.processors._names import BOOK
 
 VFR_STEPS = [1, 1, 3, 1, 2, 5, 1, 1, 8, 2]
 VFR_TIMES = [Fraction(ticks, 50) for ticks in itertools.accumulate(VFR_STEPS * 6, initial=0)]

@@ -449,6 +449,15 @@ def test_namesakes_have_names_of_their_own(clip: Path, tmp_path: Path) -> None:
     assert len(files(tmp_path / "out")) == 2
 
 
+def test_a_name_that_just_fits_leaves_room_for_those_of_variants(clip: Path, tmp_path: Path) -> None:
+    source = tmp_path / f"{'x' * 247}.mp4"
+    shutil.copy(clip, source)
+    manager = VideoProcessingManager(1, backend="thread")
+    (one,) = manager.process_variants_parallel([source], tmp_path / "out", 1)
+    assert one["error"] is None
+    assert files(tmp_path / "out") == [f"{'x' * 150}-variant-01.mp4"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -14,9 +14,9 @@ from video import scope
 from video.errors import UnsupportedMedia
 from video.models import Clip, Format, Mode, VideoClipRequest, VideoClipResponse
 from video.outcome import Outcome
-from video.processors._names import stem
+from video.processors._names import Names
 from video.processors._sources import absolute, check_source, inputs_of, local_file, resource_of
-from video.processors.base import Chosen, Names, Processor, facts
+from video.processors.base import Chosen, Processor, facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +131,13 @@ class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
 
     def prepare(self, request: VideoClipRequest, names: Names) -> ClipJob:
         folder = Path(os.path.abspath(request.output_dir))
+
+        def files(name: str) -> Iterator[str]:
+            return (f"{name}-{number:02d}.{request.format}" for number in range(1, request.count + 1))
+
         return ClipJob(
             source=absolute(request.source),
-            stem=_stem(request, folder, names, keep=self.keep_names),
+            stem=names.stem(request, folder, files, keep=self.keep_names, apart=True),
             output_dir=folder,
             count=request.count,
             min_length=request.min_clip_length,
@@ -161,17 +165,3 @@ class ClipPreview(VideoClipProcessor):
 
     def prepare(self, request: VideoClipRequest, names: Names) -> ClipJob:
         return replace(super().prepare(request, names), preview=True)
-
-
-def _stem(request: VideoClipRequest, folder: Path, names: Names, *, keep: bool) -> str:
-    """What clips of this request are called."""
-    numbers = range(1, request.count + 1)
-    return stem(
-        request,
-        folder,
-        names.books,
-        names.inputs,
-        files=lambda name: (f"{name}-{number:02d}.{request.format}" for number in numbers),
-        keep=keep,
-        apart=True,
-    )

@@ -15,9 +15,9 @@ from video.errors import ConfigError, VideoError
 from video.events import Observer
 from video.models import Codec, Encoded, EncodingFormat, Preset, VideoEncodingRequest, VideoEncodingResponse
 from video.outcome import Outcome
-from video.processors._names import standing, stem
+from video.processors._names import Names, standing
 from video.processors._sources import absolute, check_source, inputs_of, resource_of
-from video.processors.base import Chosen, Names, Processor, facts
+from video.processors.base import Chosen, Processor, facts
 from video.runner import Runner
 from video.sources.base import is_url, readable, redact
 
@@ -251,14 +251,7 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
         folder = Path(os.path.abspath(request.output_dir))
         wanted = request.model_dump(exclude={"source", "output_dir"})
         job = EncodingJob(source=absolute(request.source), stem="", output_dir=folder, **wanted)
-        name = stem(
-            request,
-            folder,
-            names.books,
-            names.inputs,
-            files=lambda name: _files(replace(job, stem=name)),
-            keep=self.keep_names,
-        )
+        name = names.stem(request, folder, lambda name: _files(replace(job, stem=name)), keep=self.keep_names)
         job = replace(job, stem=name)
         if job.chunk_seconds is None:
             return job

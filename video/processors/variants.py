@@ -18,7 +18,7 @@ from video.events import Event, Kind, Observer, emit, logger
 from video.models import Problem
 from video.outcome import Outcome
 from video.processors._monitor import ResourceMonitor
-from video.processors._names import Book
+from video.processors._names import Names
 from video.runner import Runner
 
 if TYPE_CHECKING:  # with FFmpeg, which is only needed once there is something to do
@@ -162,6 +162,7 @@ class VideoProcessingManager:
             `parameters`), `measures`, `error` (None, or its words) and `traceback`. One that failed stops no
             other.
         :raises ConfigError: for an argument that does not fit.
+        :raises OutputError: the names of the outputs cannot be written down.
         """
         if isinstance(input_files, str | bytes | os.PathLike):
             raise ConfigError("input_files is a single one", cure="Put it into a list.")
@@ -171,10 +172,10 @@ class VideoProcessingManager:
 
         floor = ssim_floor if strategy == "enhanced_metrics" else None
         folder = Path(os.path.abspath(output_dir))
-        names = Namer(folder, inputs)
+        names = Names(inputs)
         row = []
         for source in inputs:
-            outputs = names.outputs(source, variants_per_file, format)
+            outputs = names.variants(source, folder, variants_per_file, format)
             row += [
                 (source, Wanted(path, strategy, seed, number, floor=floor))
                 for number, path in enumerate(outputs, 1)
@@ -294,42 +295,6 @@ class VideoProcessingManager:
         """A context manager that looks at CPU and memory of this program and its workers, and at their peaks;
         leaving it collects what the block has left."""
         return ResourceMonitor()
-
-
-class Namer:
-    """Names of variants in one folder, which no other video's variants have, nor an input."""
-
-    def __init__(self, folder: Path, inputs: Iterable[str]) -> None:
-        self._folder = folder
-        self._book: Book | None = None
-        self._inputs = set(map(os.path.realpath, inputs))
-
-    def outputs(self, source: str, count: int, format: str) -> list[Path]:
-        """:raises OutputError: the names cannot be written down."""
-        if self._book is None:
-            self._book = Book(self._folder)
-        real, owner = os.path.realpath(self._folder), os.path.realpath(source)
-
-        def there(file: str) -> bool:
-            return os.path.lexists(os.path.join(real, f"{file}.{format}"))
-
-        def clash(file: str) -> bool:
-            return os.path.join(real, f"{file}.{format}") in self._inputs
-
-        def files(name: str) -> list[str]:
-            return [f"{name}-variant-{number:02d}" for number in range(1, count + 1)]
-
-        name = self._book.name(
-            Path(source).stem, owner, "variants",
-            clash=lambda name: any(map(clash, files(name))),
-            there=lambda name: any(map(there, files(name))),
-        )  # fmt: skip
-        # And each file by itself: of a name that an earlier run has had, others may stand here since.
-        mine = [
-            self._book.name(file, owner, f"variant {format}", clash=clash, there=there)
-            for file in files(name)
-        ]
-        return [self._folder / f"{file}.{format}" for file in mine]
 
 
 class _Watch:
