@@ -640,6 +640,7 @@ def test_no_more_workers_than_cpus_memory_and_work_have_room_for() -> None:
     assert worker_count(64, 1e9, picture, float("inf")) == 5
     assert worker_count(64, 64e9, picture, 1.2) == 2
     assert worker_count(2, 1e3, picture, 0.1) == 1
+    assert worker_count(3, float("inf"), picture, float("inf")) == 3
 
 
 def test_an_input_says_how_many_workers_it_is_worth(clip: Path) -> None:

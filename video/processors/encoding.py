@@ -15,6 +15,7 @@ from video.errors import ConfigError, VideoError
 from video.events import Observer
 from video.models import Codec, Encoded, EncodingFormat, Preset, VideoEncodingRequest, VideoEncodingResponse
 from video.outcome import Outcome
+from video.processors._memory import ENCODING, USUAL_PIXELS
 from video.processors._names import Names, standing
 from video.processors._sources import absolute, check_source, inputs_of, resource_of
 from video.processors.base import Chosen, Processor, facts
@@ -25,11 +26,8 @@ if TYPE_CHECKING:
     from video.media.pieces import Piece
     from video.policies.checkpoint import Checkpoint
 
-WORKER_BYTES = 600 << 20
-"""What a worker is taken to need, at 720p with four renditions (benchmarks/bench_encode.py); larger pictures
-need more in proportion."""
-USUAL_PIXELS = 1280 * 720
 LARGE_PIXELS = 4096 * 2304
+"""Of pictures that few videos have; where there is room for those, nobody need look at sizes."""
 LOOKED_AT = 20
 """Videos of a batch whose size is looked at before it begins."""
 
@@ -170,12 +168,12 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
             raise ConfigError(f"parallel_workers is {most}", cure="It takes a whole number of at least 1.")
         cpus, memory = resources.usable_cpus(), resources.free_memory()
         fits = min(one for one in (cpus, most, self._most) if one is not None)
-        if memory < fits * WORKER_BYTES * LARGE_PIXELS / USUAL_PIXELS:
+        if ENCODING.workers(memory, LARGE_PIXELS) < fits:
             looked_at = [absolute(one) for one in sources if not is_url(one)][:LOOKED_AT]
             self.announce("looking at sizes", list(map(_shown, looked_at)))
             sizes = self.runner.map(pixels_of, looked_at, isolate=self.isolate)
             pixels = max([USUAL_PIXELS, *(one.value or 0 for one in sizes)])
-            fits = max(1, min(fits, int(memory // (WORKER_BYTES * pixels / USUAL_PIXELS))))
+            fits = int(min(fits, ENCODING.workers(memory, pixels)))
         if fits != self.config.max_workers:
             self.close()
             self.config = replace(self.config, max_workers=fits)

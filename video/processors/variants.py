@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import math
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,11 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from video import resources
 from video.config import BackendType, ParallelConfig
 from video.errors import ConfigError, ItemCancelled, VideoError
-from video.events import Event, Kind, Observer, emit, logger
+from video.events import Observer, logger
 from video.models import Problem
 from video.outcome import Outcome
+from video.processors._memory import MEMORY_SHARE, USUAL_PIXELS, VARIANT
 from video.processors._monitor import ResourceMonitor
 from video.processors._names import Names
+from video.processors._watch import Progress, Watch
 from video.runner import Runner
 
 if TYPE_CHECKING:  # with FFmpeg, which is only needed once there is something to do
@@ -30,16 +31,8 @@ VARIANT_SECONDS = 300.0
 MOST_TOGETHER = 4
 """Variants that share a decoder: that takes 0.9 of what four alone would, of which a fifth would save little
 more, and hold as much memory as each before it (benchmarks/bench_variants.py)."""
-WORKER_BYTES = 75e6
-VARIANT_BYTES_A_PIXEL = 130.0
-"""What a worker holds, and each variant that it makes at once besides (benchmarks/bench_variants.py)."""
-USUAL_PIXELS = 1280 * 720
-MEMORY_SHARE = 0.8
 SSIM_FLOOR = 0.9
 FORMATS = ("mp4", "mkv", "mov")
-
-Progress = Callable[[float], object]
-"""Told how much is done, in percent: 0 to 100, never less than before."""
 
 
 class Task(NamedTuple):
@@ -84,9 +77,7 @@ def together(pixels: int, workers: int, memory: float) -> int:
     :param workers: that share the memory.
     :param memory: bytes for all of them.
     """
-    each = memory / workers - WORKER_BYTES
-    fits = MOST_TOGETHER if math.isinf(each) else int(each / (VARIANT_BYTES_A_PIXEL * max(1, pixels)))
-    return max(1, min(MOST_TOGETHER, fits))
+    return int(min(MOST_TOGETHER, VARIANT.outputs(memory / workers, pixels)))
 
 
 class VideoProcessingManager:
@@ -115,9 +106,8 @@ class VideoProcessingManager:
             raise ConfigError(f"memory_limit is {memory_limit!r}", cure="It takes a share above 0, up to 1.")
         self.memory_bytes = memory_limit * resources.free_memory()
         """That this program and its workers may fill; infinite where nobody knows what is free."""
-        each = WORKER_BYTES + VARIANT_BYTES_A_PIXEL * USUAL_PIXELS
-        fits = max(1, int(min(1e6, self.memory_bytes / each)))
-        self.max_workers = max_workers or min(resources.usable_cpus(), fits)
+        fits = VARIANT.workers(self.memory_bytes, USUAL_PIXELS)
+        self.max_workers = max_workers or int(min(resources.usable_cpus(), fits))
         if backend == BackendType.SERIAL:
             self.max_workers = 1
         self._timeout = timeout
@@ -201,7 +191,7 @@ class VideoProcessingManager:
         :raises ConfigError: two different ones have one output.
         """
         twins = _twins(row)
-        watch = _Watch(len(row), self._observers, progress_callback)
+        watch = Watch(len(row), self._observers, progress_callback)
         places: dict[str, list[int]] = {}
         for place, (source, _) in enumerate(row):
             if place not in twins:
@@ -233,7 +223,7 @@ class VideoProcessingManager:
         row: Sequence[tuple[str, Wanted]],
         groups: list[list[int]],
         made: dict[int, Made],
-        watch: _Watch,
+        watch: Watch,
         *,
         again: bool,
     ) -> list[list[int]]:
@@ -295,66 +285,6 @@ class VideoProcessingManager:
         """A context manager that looks at CPU and memory of this program and its workers, and at their peaks;
         leaving it collects what the block has left."""
         return ResourceMonitor()
-
-
-class _Watch:
-    """Hears of groups from the runner, and tells of variants: observers, and who asked for percentages."""
-
-    def __init__(self, total: int, observers: tuple[Observer, ...], progress: Progress | None) -> None:
-        self._total = total
-        self._observers = observers
-        self._progress = progress
-        self._groups: list[list[int]] = []
-        self._done = [0.0] * total
-        self._told = -1.0
-        self._lock = threading.Lock()
-
-    def begin(self, groups: list[list[int]]) -> None:
-        """What the items of the next batch are."""
-        self._groups = groups
-
-    def __call__(self, event: Event) -> None:
-        if event.kind is not Kind.ITEM_PROGRESS or event.index is None or event.index >= len(self._groups):
-            return
-        for place in self._groups[event.index]:
-            self._done[place] = max(self._done[place], min(1.0, event.fraction or 0.0))
-            # What is made again, softer, begins anew; who watches sees it stand meanwhile.
-            emit(self._observers, replace(event, index=place, fraction=self._done[place]))
-        self._percent()
-
-    def tell(self, group: Sequence[int], outcome: Outcome[list[Made]]) -> None:
-        """A group has ended."""
-        for place, made in zip(group, outcome.value or (), strict=True):
-            self.one(place, made.error is not None)
-
-    def give_up(self, group: Sequence[int], error: BaseException) -> None:
-        for place in group:
-            self.one(place, failed=True)
-
-    def end(self) -> None:
-        """All is done."""
-        self._done = [1.0] * self._total
-        self._percent()
-
-    def one(self, place: int, failed: bool) -> None:
-        """A variant has ended."""
-        kind = Kind.ITEM_FAILED if failed else Kind.ITEM_FINISHED
-        self._done[place] = 1.0
-        emit(self._observers, Event(kind, "", self._total, index=place))
-        self._percent()
-
-    def _percent(self) -> None:
-        if self._progress is None:
-            return
-        with self._lock:  # workers report at the same time
-            percent = min(100.0, 100.0 * sum(self._done) / max(1, self._total))
-            if percent <= self._told:
-                return
-            self._told = percent
-            try:
-                self._progress(percent)
-            except Exception:  # noqa: BLE001  # the caller's own, which must not end the batch
-                logger.exception("progress_callback failed at %.0f %%", percent)
 
 
 def _twins(row: Sequence[tuple[str, Wanted]]) -> dict[int, int]:
