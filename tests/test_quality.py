@@ -18,7 +18,9 @@ from tests.media_files import AUDIO_RATE, tone, write_audio, write_video
 from tests.test_cli import ENVIRONMENT
 from video.errors import ConfigError, InvalidMedia, SourceNotFound, UnsupportedMedia
 from video.media.cut import cut
-from video.media.quality import measure_quality, perceptual_hash, similarity
+from video.media.hashing import perceptual_hash
+from video.media.judges import similarity, ssim
+from video.media.quality import measure_quality
 from video.media.render import Output, render
 
 
@@ -183,6 +185,13 @@ def test_each_picture_is_compared_with_the_one_it_was_made_from_at_other_times(
 def test_times_that_make_no_sense_are_refused(times: dict[str, float], samples: list[Path]) -> None:
     with pytest.raises(ConfigError, match=next(iter(times))):
         measure_quality(samples[0], samples[0], **times)
+
+
+def test_ssim_is_one_for_the_same_and_little_for_others() -> None:
+    noise = np.random.default_rng(1).integers(0, 255, (120, 160)).astype(np.uint8)
+    assert ssim(noise, noise) == pytest.approx(1)
+    assert ssim(noise, noise[::-1]) < 0.1
+    assert ssim(noise, np.clip(noise.astype(int) + 2, 0, 255).astype(np.uint8)) > 0.97
 
 
 def test_similarity_is_that_of_the_pairs() -> None:
