@@ -112,12 +112,12 @@ def similarity(pairs: Iterable[tuple[VideoFrame, VideoFrame]]) -> float:
 
     :raises ConfigError: there are none.
     """
-    chain, found = Judges(("ssim", None)), []
+    judges, found = Judges(("ssim", None)), []
     for number, (frame, other) in enumerate(pairs):
         frame.pts = other.pts = number
         frame.time_base = other.time_base = TICK
-        found += [float(words["lavfi.ssim.All"]) for words in chain.push(frame, other)]
-    found += [float(words["lavfi.ssim.All"]) for words in chain.finish()]
+        found += [float(words["lavfi.ssim.All"]) for words in judges.push(frame, other)]
+    found += [float(words["lavfi.ssim.All"]) for words in judges.finish()]
     if not found:
         raise ConfigError("there is no pair of pictures", cure="Give one at least.")
     return sum(found) / len(found)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from video import resources
 from video.config import BackendType, ParallelConfig
@@ -15,10 +15,11 @@ from video.errors import ConfigError, VideoError
 from video.events import Observer
 from video.models import Codec, Encoded, EncodingFormat, Preset, VideoEncodingRequest, VideoEncodingResponse
 from video.outcome import Outcome
+from video.processors._files import FileProcessor
 from video.processors._memory import ENCODING, USUAL_PIXELS
 from video.processors._names import Names, standing
-from video.processors._sources import absolute, check_source, inputs_of, resource_of
-from video.processors.base import Chosen, Processor, facts
+from video.processors._sources import absolute
+from video.processors.base import Chosen, facts
 from video.runner import Runner
 from video.sources.base import is_url, readable, redact
 
@@ -88,7 +89,7 @@ def encode_ahead(one: PieceJob) -> None:
     encode_piece(one)
 
 
-class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingResponse]):
+class VideoEncodingProcessor(FileProcessor[VideoEncodingRequest, VideoEncodingResponse]):
     """Encodes videos anew.
 
     >>> with VideoEncodingProcessor() as processor:                            # doctest: +SKIP
@@ -100,8 +101,7 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
     preload = ("video.processors._encode",)
     task = staticmethod(encode)
     batch_name = "encodings"
-    keep_names: ClassVar[bool] = True
-    """Write down in the output folder whose files have which name."""
+    made = Encoded
 
     def __init__(self, config: ParallelConfig | None = None, *, observers: Iterable[Observer] = ()) -> None:
         self._observers = tuple(observers)
@@ -211,26 +211,11 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
         for _ in self.runner.rounds(encode_ahead, pieces, ordered=False, **how):
             pass  # what failed is tried again, and reported, by the job of its video
 
-    def check(self, request: VideoEncodingRequest) -> None:
-        check_source(request.source, request.output_dir)
-
-    def plain(self, value: list[Encoded]) -> list[Any]:
-        return [one.model_dump(mode="json") for one in value]
-
-    def value(self, plain: list[Any]) -> list[Encoded]:
-        return [Encoded.model_validate(one) for one in plain]
-
-    def resource(self, job: EncodingJob) -> str:
-        return resource_of(job.source)
-
     def job_key(self, job: EncodingJob | PieceJob) -> str:
         if isinstance(job, PieceJob):
             return f"piece {job.piece.number} of {self.job_key(job.job)}"
         # Its files may have another name where another batch has other videos of that name.
         return super().job_key(replace(job, stem="", pieces=Path()))
-
-    def inputs(self, job: EncodingJob) -> list[Path]:
-        return inputs_of(job.source, job.output_dir)
 
     def outputs(self, value: list[Encoded]) -> Iterator[Path]:
         for one in value:
