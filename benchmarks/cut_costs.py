@@ -18,7 +18,7 @@ from pathlib import Path
 from _media import GROUP_SECONDS, make_source
 
 from video import scope
-from video.media import base, edges, encode, nal, smart, splice
+from video.media import base, edges, encode, judges, nal, smart, splice
 from video.media.cut import cut
 
 FEW, MANY = 8, 40
@@ -70,7 +70,7 @@ class Work:
 
     def compare(self, count: int) -> None:
         for (_, frame), picture in list(zip(self.frames, self.pictures, strict=True))[:count]:
-            splice.ssim(edges.luma(frame), picture)
+            judges.ssim(edges.luma(frame), picture)
 
 
 def costs_of(source: Path, folder: Path) -> smart.Costs:

@@ -34,7 +34,7 @@ from video.events import Event, Kind
 from video.media import base
 from video.media.cut import cut
 from video.media.probe import measure, probe
-from video.processors._names import BOOK
+from video.processors._book import BOOK
 from video.processors.clip import ClipPreview, from_key_frame
 
 ENGINES = ["serial", "thread", "process", "async"]

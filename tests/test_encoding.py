@@ -45,8 +45,8 @@ from video.media.quality import measure_quality
 from video.media.render import Output
 from video.media.target import search
 from video.models import CODECS_OF
+from video.processors._book import BOOK
 from video.processors._encode import sizes
-from video.processors._names import BOOK
 
 VFR_STEPS = [1, 1, 3, 1, 2, 5, 1, 1, 8, 2]
 VFR_TIMES = [Fraction(ticks, 50) for ticks in itertools.accumulate(VFR_STEPS * 6, initial=0)]
@@ -123,6 +123,15 @@ def test_a_gif_loops_and_keeps_the_time(
     for at, frame in enumerate(found):
         assert frame.seconds == pytest.approx(at / 12, abs=0.011)
         assert frame.number == pytest.approx(at * 25 / 12, abs=1)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 4])
+def test_a_video_of_a_moment_has_a_gif_too(
+    frames: int, serial: VideoEncodingProcessor, tmp_path: Path
+) -> None:
+    source = write_video(tmp_path / "a.mp4", frames=frames)
+    (one,) = encoded(serial, source, tmp_path / "out", format="gif", quality="low")
+    assert one.frames >= 1
 
 
 def test_ten_bits_stay_in_hevc(serial: VideoEncodingProcessor, tmp_path: Path) -> None:
@@ -730,6 +739,16 @@ def test_a_cache_in_memory_outlives_another_number_of_workers(
             assert response.success
             assert processor.config.max_workers == workers
         assert processor.runner.counts()["cache"]["hits"] == 1
+
+
+@pytest.mark.parametrize("caching", [False, True])
+def test_each_batch_is_announced_before_it_runs(caching: bool, numbered: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    config = ParallelConfig(backend="thread", max_workers=1, enable_caching=caching)
+    with VideoEncodingProcessor(config) as processor:
+        processor.announce = lambda title, names: said.append(f"{title}: {', '.join(names)}")
+        encoded(processor, numbered, tmp_path / "out", quality="low", sound=False)
+    assert said == ["videos: a.mp4"]
 
 
 def test_a_clip_by_itself_is_enough(serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path) -> None:

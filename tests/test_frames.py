@@ -20,6 +20,7 @@ from tests.media_files import FLASH, decoded, decoding_times, onset, shown, tone
 from video.media import base, splice
 from video.media.cut import Cut, cut
 from video.media.edges import Luma
+from video.media.judges import ssim
 from video.models import Mode
 
 FRAMES = 72
@@ -184,7 +185,7 @@ def checked(
             wanted = (wanted >> 2).astype(np.uint8)
         if wanted.shape != picture.shape:  # it was turned
             wanted = np.ascontiguousarray(np.rot90(wanted, 3))
-        assert splice.ssim(picture, wanted) > 0.97, f"frame {number}"
+        assert ssim(picture, wanted) > 0.97, f"frame {number}"
     assert all(after > before for (before, _), (after, _) in itertools.pairwise(frames))
     assert all(after > before for before, after in itertools.pairwise(decoding_times(clip.path)))
     if source.delay is not None and clip.frames > 1:

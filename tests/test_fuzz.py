@@ -20,6 +20,7 @@ from video.media.cut import cut
 from video.media.fuse import fuse
 from video.media.highlights import find_highlights
 from video.media.probe import measure, probe
+from video.media.quality import measure_quality
 from video.media.render import Output, render
 from video.media.stills import contact_sheet
 from video.media.variants import facts_of
@@ -79,6 +80,7 @@ class Trial:
             "measure": lambda: measure(source).as_dict(),
             "highlights": lambda: find_highlights(source, count=1, min_length=0.5, max_length=1),
             "pieces": lambda: pieces.plan(str(source), 0.5),
+            "quality": lambda: measure_quality(source, self.sources[seed % len(self.sources)]),
             "sheet": lambda: contact_sheet(source, source.with_suffix(".png"), count=2, width=32),
             "smart": lambda: self.clip(source, 0.3, 1.7, "smart"),
             "copy": lambda: self.clip(source, 0.3, 1.7, "copy"),
@@ -153,6 +155,7 @@ def test_damaged_files_end_in_an_error_of_ours_or_in_clips_that_decode(tmp_path:
     for name, well in (
         ("probe", WELL),
         ("highlights", WELL),
+        ("quality", WELL),
         ("smart", "smart"),
         ("copy", "copy"),
         ("encode", "exact"),

@@ -14,7 +14,8 @@ import pytest
 
 from video.errors import OutputError
 from video.models import VideoClipRequest
-from video.processors._names import BOOK, Book, stem
+from video.processors._book import BOOK, Book
+from video.processors._names import Names
 
 
 def name(book: Book, stem: str, source: str, wants: str = "", **how: Any) -> str:
@@ -84,9 +85,7 @@ def test_more_files_keep_the_name_unless_somebody_has_put_one_there_since(tmp_pa
     def given(count: int) -> str:
         request = VideoClipRequest(source=tmp_path / "in" / "a.mp4", output_dir=tmp_path, count=count)
         numbers = range(1, count + 1)
-        return stem(
-            request, tmp_path, {}, set(), files=lambda name: [f"{name}-{n}" for n in numbers], keep=True
-        )
+        return Names().stem(request, tmp_path, lambda name: [f"{name}-{n}" for n in numbers], keep=True)
 
     assert given(2) == "a"
     for number in (1, 2):
@@ -161,7 +160,7 @@ def test_what_is_no_file_of_names_is_refused_with_its_name(what: str, tmp_path: 
 PROGRAM = """
 import sys
 from pathlib import Path
-from video.processors._names import Book
+from video.processors._book import Book
 folder, who = Path(sys.argv[1]), sys.argv[2]
 book = Book(folder)
 sys.stdin.readline()

@@ -18,7 +18,9 @@ from tests.media_files import AUDIO_RATE, tone, write_audio, write_video
 from tests.test_cli import ENVIRONMENT
 from video.errors import ConfigError, InvalidMedia, SourceNotFound, UnsupportedMedia
 from video.media.cut import cut
-from video.media.quality import measure_quality, perceptual_hash, similarity
+from video.media.hashing import perceptual_hash
+from video.media.judges import similarity, ssim
+from video.media.quality import measure_quality
 from video.media.render import Output, render
 
 
@@ -185,6 +187,13 @@ def test_times_that_make_no_sense_are_refused(times: dict[str, float], samples: 
         measure_quality(samples[0], samples[0], **times)
 
 
+def test_ssim_is_one_for_the_same_and_little_for_others() -> None:
+    noise = np.random.default_rng(1).integers(0, 255, (120, 160)).astype(np.uint8)
+    assert ssim(noise, noise) == pytest.approx(1)
+    assert ssim(noise, noise[::-1]) < 0.1
+    assert ssim(noise, np.clip(noise.astype(int) + 2, 0, 255).astype(np.uint8)) > 0.97
+
+
 def test_similarity_is_that_of_the_pairs() -> None:
     dice = np.random.default_rng(3)
     one, other = (
@@ -273,6 +282,19 @@ def test_a_truncated_file_is_measured_as_far_as_it_goes(samples: list[Path], tmp
     found = measure_quality(part, samples[0])
     assert found.likeness is not None
     assert 0 < found.frames < len(planes(whole))
+
+
+def test_damaged_sound_is_passed_over(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", frames=75, sound=tone(0, 3, 3))
+    with av.open(str(path)) as container:
+        places = [(one.pos, one.size) for one in container.demux(audio=0) if one.size]
+    data = bytearray(path.read_bytes())
+    for number, (place, size) in enumerate(places[20:60]):
+        data[place : place + size] = bytes([7 * number % 256]) * size
+    path.write_bytes(data)
+    found = measure_quality(path)
+    assert found.frames == 75
+    assert found.loudness is not None
 
 
 @pytest.mark.parametrize("which", ["path", "reference"])

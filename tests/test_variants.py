@@ -28,15 +28,16 @@ from video import (
     FFmpegTransformationService,
     VideoEncodingResponse,
     VideoProcessingManager,
+    scope,
 )
 from video.cli.variants import preview
-from video.errors import ConfigError, SourceNotFound, UnknownName
+from video.errors import ConfigError, ItemTimeout, SourceNotFound, UnknownName
 from video.events import Event, Kind
 from video.media import catalogue, fuse, strategies
 from video.media.probe import measure
 from video.media.sample import write_sample
 from video.media.transform import LAYERS, Chosen, Transformation
-from video.media.variants import Made, facts_of
+from video.media.variants import Made, Wanted, facts_of, make
 from video.processors.service import worker_count
 from video.processors.variants import VARIANT_SECONDS, Task, make_variants, sizes, together
 
@@ -103,14 +104,27 @@ def test_variants_are_what_their_results_say(clip: Path, tmp_path: Path) -> None
         json.dumps(one, allow_nan=False)
 
 
-def test_the_same_seed_gives_the_same_bytes_on_every_engine(clip: Path, tmp_path: Path) -> None:
-    bytes_of = {}
-    for backend in ("serial", "thread", "process"):
+@pytest.mark.parametrize("strategy", ["seven_layer", "enhanced_metrics"])
+@pytest.mark.parametrize(
+    "engines",
+    [
+        ("serial", "thread", "process"),
+        pytest.param(("serial", "joblib", "dask", "async"), marks=pytest.mark.slow),
+    ],
+    ids="-".join,
+)
+def test_the_same_seed_gives_the_same_bytes_on_every_engine(
+    engines: tuple[str, ...], strategy: str, clip: Path, tmp_path: Path
+) -> None:
+    results, bytes_of = {}, {}
+    for backend in engines:
         manager = VideoProcessingManager(2, backend=backend)
-        found = manager.process_variants_parallel([clip], tmp_path / backend, 3, "seven_layer", seed=5)
+        found = manager.process_variants_parallel([clip], tmp_path / backend, 3, strategy, seed=5)
         assert [one["error"] for one in found] == [None] * 3
+        results[backend] = [(one["transformations"], one["measures"]) for one in found]
         bytes_of[backend] = [Path(one["output_path"]).read_bytes() for one in found]
-    assert bytes_of["serial"] == bytes_of["thread"] == bytes_of["process"]
+        assert bytes_of[backend] == bytes_of["serial"]
+        assert results[backend] == results["serial"]
     assert len(set(bytes_of["serial"])) == 3
 
 
@@ -189,6 +203,37 @@ def test_picture_and_sound_end_where_the_plan_says(row: list[str], tmp_path: Pat
         assert frame == pytest.approx((2.0 - start) / speed + lead, abs=0.002)
 
 
+@pytest.mark.parametrize("row", [*([name] for name in TIMES), ["frame_rate"], ["gamma"]], ids="+".join)
+def test_a_last_picture_that_stands_still_does_so_in_a_variant_too(row: list[str], tmp_path: Path) -> None:
+    """As at the end of a recorded screen: it is shown for 5 s, and there is sound meanwhile."""
+    source = stood(
+        write_video(tmp_path / "in.mp4", frames=50, sound=tone(0, 7, 7)), tmp_path / "still.mp4", 5
+    )
+    said = [{"name": name, "parameters": TIMES[name]} if name in TIMES else name for name in row]
+    engine = ConcurrentTransformationEngine(1, backend="thread")
+    (plan,) = engine.plan(source, [said]).groups[0]
+    (one,) = engine.run(source, {tmp_path / "out.mp4": said})
+    assert one["error"] is None
+    assert plan.seconds > 6
+    found = measure(tmp_path / "out.mp4")
+    assert found.end_seconds == pytest.approx(plan.seconds, abs=FRAME)
+    assert found.audio_end_seconds == pytest.approx(plan.seconds, abs=FRAME)
+    assert one["measures"]["seconds"] == pytest.approx(plan.seconds, abs=FRAME)
+
+
+def stood(source: Path, target: Path, seconds: int) -> Path:
+    """The same, but that its last picture is shown so long."""
+    with av.open(str(source)) as container, av.open(str(target), "w") as out:
+        streams = {one.index: out.add_stream_from_template(one) for one in container.streams}
+        packets = [one for one in container.demux() if one.size]
+        last = max((one for one in packets if one.stream.type == "video"), key=lambda one: one.pts or 0)
+        last.duration = round(seconds / last.time_base)
+        for one in packets:
+            one.stream = streams[one.stream_index]
+            out.mux(one)
+    return target
+
+
 def test_a_fade_ends_with_the_pictures_though_sound_goes_on(tmp_path: Path) -> None:
     source = write_video(tmp_path / "in.mkv", frames=[FLASH] * 50, sound=tone(0, 20, 20))
     engine = ConcurrentTransformationEngine(1, backend="thread")
@@ -228,6 +273,14 @@ def test_a_video_of_a_moment_has_variants_too(frames: int, strategy: str, tmp_pa
         assert one["error"] is None
         assert one["measures"]["frames"] >= 1
         assert one["measures"]["seconds"] == pytest.approx(frames * FRAME, rel=0.25, abs=FRAME)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 40), (40, 3)])
+def test_the_smallest_pictures_have_variants_too(size: tuple[int, int], tmp_path: Path) -> None:
+    source = write_video(tmp_path / "in.mkv", frames=5, size=size, codec="rawvideo")
+    manager = VideoProcessingManager(1, backend="thread")
+    found = manager.process_variants_parallel([source], tmp_path / "out", 8, seed=1)
+    assert [one["error"] for one in found] == [None] * 8
 
 
 # What goes wrong
@@ -297,6 +350,31 @@ def test_a_variant_ends_at_its_time_where_nobody_can_end_it(clip: Path, tmp_path
     found = manager.process_variants_parallel([clip], tmp_path, 2, seed=1)
     assert [one["status"] for one in found] == ["failed", "failed"]
     assert "longer than its limit of 0.05 s" in found[0]["error"]
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_measuring_says_how_far_it_is_and_looks_at_the_clock(
+    limit: int | None, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+
+    def hear(share: float, words: str) -> None:
+        if words == "measuring":
+            told.append(share)
+            time.sleep(limit or 0)
+
+    monkeypatch.setattr(scope, "REPORT_SECONDS", 0.0)
+    wanted = [Wanted(tmp_path / "a.mp4", "enhanced_metrics", floor=0.5)]
+    with scope.entered(scope.Slot(1, listener=hear)):
+        if limit is None:
+            assert make(str(clip), wanted)[0].error is None
+            assert len(set(told)) > 10
+            assert told == sorted(told)
+            assert told[-1] <= 1
+            return
+        with pytest.raises(ItemTimeout):
+            make(str(clip), wanted, limit)
     assert files(tmp_path) == []
 
 
@@ -382,6 +460,15 @@ def test_namesakes_have_names_of_their_own(clip: Path, tmp_path: Path) -> None:
     assert len(files(tmp_path / "out")) == 2
 
 
+def test_a_name_that_just_fits_leaves_room_for_those_of_variants(clip: Path, tmp_path: Path) -> None:
+    source = tmp_path / f"{'x' * 247}.mp4"
+    shutil.copy(clip, source)
+    manager = VideoProcessingManager(1, backend="thread")
+    (one,) = manager.process_variants_parallel([source], tmp_path / "out", 1)
+    assert one["error"] is None
+    assert files(tmp_path / "out") == [f"{'x' * 150}-variant-01.mp4"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -389,6 +476,8 @@ def test_namesakes_have_names_of_their_own(clip: Path, tmp_path: Path) -> None:
         ({"variants_per_file": 0}, "1 to 1000"),
         ({"format": "avi"}, "format"),
         ({"ssim_floor": 1.5}, "ssim_floor"),
+        ({"ssim_floor": None}, "ssim_floor"),
+        ({"strategy": ["standard"]}, "strategy"),
         ({"seed": "x"}, "seed"),
         ({"input_files": []}, "no input files"),
         ({"input_files": "ab"}, "single"),
@@ -562,6 +651,7 @@ def test_no_more_workers_than_cpus_memory_and_work_have_room_for() -> None:
     assert worker_count(64, 1e9, picture, float("inf")) == 5
     assert worker_count(64, 64e9, picture, 1.2) == 2
     assert worker_count(2, 1e3, picture, 0.1) == 1
+    assert worker_count(3, float("inf"), picture, float("inf")) == 3
 
 
 def test_an_input_says_how_many_workers_it_is_worth(clip: Path) -> None:

@@ -174,17 +174,18 @@ def preview(
     from video.errors import VideoError
     from video.media import fuse, strategies
     from video.models import Problem
-    from video.processors.variants import VARIANT_SECONDS, Namer, VideoProcessingManager
+    from video.processors._names import Names
+    from video.processors.variants import VARIANT_SECONDS, VideoProcessingManager
 
     code = 0
     manager = VideoProcessingManager(workers, backend=backend, timeout=timeout or VARIANT_SECONDS)
-    names = Namer(Path(os.path.abspath(out)), sources, keep=False)
+    folder, names = Path(os.path.abspath(out)), Names(sources)
     told = {"strategy": strategy, "seed": seed, "processing_time": 0.0, "file_size": 0, "attempts": 0}
     told |= {"backend": "", "reason": "", "error": None}
     for source, found in zip(sources, manager.facts(sources), strict=True):
         try:
             facts = found.unwrap()
-            for number, path in enumerate(names.outputs(source, count, format_), 1):
+            for number, path in enumerate(names.variants(source, folder, count, format_, keep=False), 1):
                 chosen = strategies.choose(strategy, facts, seed, number)
                 plan = str(fuse.fuse(chosen, facts))
                 if lines:

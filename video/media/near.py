@@ -16,7 +16,7 @@ from video.media import base, seek
 from video.media.chain import Chain
 from video.media.encode import Fit
 from video.media.fuse import fuse
-from video.media.quality import similarity
+from video.media.judges import similarity
 from video.media.transform import Chosen, Facts
 
 PICTURES = 12

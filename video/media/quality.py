@@ -5,10 +5,8 @@
               -> sound ---> loudness, true peak
     reference -> the picture that is shown at the same time
 
-Sources: Wang, Bovik, Sheikh, Simoncelli: Image quality assessment (SSIM), IEEE TIP 13(4), 2004; Helmrich et
-al.: XPSNR, ICASSP 2020; ITU-R BS.1770 and EBU R 128 (loudness); Crete et al.: The blur effect, SPIE 2007;
-Zauner: Implementation and benchmarking of perceptual image hash functions, 2010 (the hash by cosines);
-FFmpeg's documentation of its filters ssim, psnr, xpsnr, blackdetect, freezedetect, blurdetect, ebur128.
+Sources: Crete et al.: The blur effect, SPIE 2007; FFmpeg's documentation of its filters blackdetect,
+freezedetect and blurdetect; for the others see `judges`, `hashing` and `loudness`.
 """
 
 from __future__ import annotations
@@ -16,32 +14,24 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any
 
-import av
 import numpy as np
-import numpy.typing as npt
 from av.container import InputContainer
-from av.error import EOFError as EndOfStream
-from av.filter import Graph
-from av.filter.context import FilterContext
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation
 
-from video import scope
 from video.errors import ConfigError, InvalidMedia, UnsupportedMedia
 from video.media import base
 from video.media.encode import Fit
+from video.media.hashing import perceptual_hash
+from video.media.judges import TICK, Judges
+from video.media.loudness import Loudness
 from video.media.seek import FrameDecoder
 
-TICK = Fraction(1, 1_000_000)
 SAMPLE_SECONDS = 1.0
 """From one picture whose hash and blur are looked at to the next: to find the edges of each one would take
 twenty times as long as all else (11 ms at 720p)."""
-HASH_SIDE, HASH_WAVES = 32, 8
 ROUNDING_SECONDS = 0.002
 """Containers that count in milliseconds round times by so much."""
 BLACK = "d=0.1:pix_th=0.1:pic_th=0.98"
@@ -52,11 +42,6 @@ FROZEN = "n=-60dB:d=0.5"
 JUDGES = (("ssim", None), ("psnr", None), ("xpsnr", None))
 SSIM_SIDE = 15
 """SSIM looks at blocks of 8 x 8, of colour too, which has half the picture's sides."""
-XPSNR_PIXELS = 45 * 45
-"""Below it, the side of the blocks that XPSNR weighs, 4 * round(32 * sqrt(pixels / (3840 * 2160))), is 0, by
-which FFmpeg's filter divides: that ends the process."""
-
-Hash = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +94,7 @@ def measure_quality(
     offset: float = 0.0,
     speed: float = 1.0,
     lead: float = 0.0,
+    progress: Callable[[float], None] | None = None,
 ) -> Quality:
     """What a video is like, and how near it comes to `reference`.
 
@@ -118,6 +104,7 @@ def measure_quality(
     :param offset: seconds of the reference at which the video begins, for a part of it.
     :param speed: seconds of the reference that pass in each second of the video.
     :param lead: seconds for which the video's first picture stands before it goes on.
+    :param progress: told the time of each picture of the video, in seconds, once it is measured.
     :raises ConfigError: for an `offset` or a `lead` that is no time, or a `speed` that is none.
     :raises SourceNotFound, SourceError: a file cannot be read.
     :raises InvalidMedia, UnsupportedMedia: it has no picture that can be decoded, or no two to compare, or
@@ -134,9 +121,11 @@ def measure_quality(
         shown: _Shown | None = None
         if reference is not None:
             shown = _Shown(stack.enter_context(base.open_input(reference)), offset, speed, lead)
-        pictures, sound = _Pictures(shown), _Sound(container)
+        pictures, sound = _Pictures(shown), Loudness(container)
         for time, frame in _frames(container, sound):
             pictures.add(time, frame)
+            if progress is not None:
+                progress(time)
         if not pictures.frames:
             name = base.source_name(container)
             raise InvalidMedia(
@@ -158,7 +147,7 @@ def measure_quality(
         )
 
 
-def _frames(container: InputContainer, sound: _Sound | None = None) -> Iterator[tuple[float, VideoFrame]]:
+def _frames(container: InputContainer, sound: Loudness | None = None) -> Iterator[tuple[float, VideoFrame]]:
     """(seconds, picture as shown) of a file; what is read of its sound goes to `sound`."""
     video, zero = base.video_stream(container), base.origin(container)
     tick = base.fraction(video.time_base)
@@ -243,9 +232,9 @@ class _Pictures:
         self.black = _Spans("lavfi.black_start", "lavfi.black_end")
         self.frozen = _Spans("lavfi.freezedetect.freeze_start", "lavfi.freezedetect.freeze_end")
         self._reference = reference
-        self._spans = _Chain(("blackdetect", BLACK), ("freezedetect", FROZEN))
-        self._edges = _Chain(("blurdetect", None))
-        self._beside: _Chain | None = None
+        self._spans = Judges(("blackdetect", BLACK), ("freezedetect", FROZEN))
+        self._edges = Judges(("blurdetect", None))
+        self._beside: Judges | None = None
         self._unmatched = 0
         self._ssim: list[float] = []
         self._square = 0.0
@@ -281,7 +270,7 @@ class _Pictures:
                     f"has pictures of {other.width}x{other.height}",
                     subject=self._reference.name, cure=f"Compare such with sides of {SSIM_SIDE} or more.",
                 )  # fmt: skip
-            self._beside = _Chain(*JUDGES)
+            self._beside = Judges(*JUDGES)
         other.pts, other.time_base = frame.pts, TICK
         for words in self._beside.push(frame, other):
             self._judge(words)
@@ -329,173 +318,6 @@ class _Pictures:
         self._square += float(words["lavfi.psnr.mse_avg"])
         if (weighted := words.get("lavfi.xpsnr.xpsnr.y")) is not None:
             self._xpsnr.append(float(weighted))
-
-
-class _Chain:
-    """Filters that say something of each picture, or, where they are given two, of the first beside the
-    second.
-
-    :param filters: (name, arguments) of each.
-    """
-
-    def __init__(self, *filters: tuple[str, str | None]) -> None:
-        self._filters = filters
-        self._graph: Graph | None = None
-        self._shape: tuple[Any, ...] = ()
-        self._sources: list[FilterContext] = []
-        self._sink: FilterContext | None = None
-
-    def push(self, *frames: VideoFrame) -> Iterator[dict[str, str]]:
-        shape = tuple((frame.width, frame.height, frame.format.name) for frame in frames)
-        if shape != self._shape:
-            yield from self.finish()
-            self._shape = shape
-            self._build(frames)
-        for source, frame in zip(self._sources, frames, strict=True):
-            source.push(frame)
-        yield from self._pull()
-
-    def finish(self) -> Iterator[dict[str, str]]:
-        """What is left."""
-        if self._graph is not None:
-            for source in self._sources:
-                source.push(None)
-            yield from self._pull()
-            self._graph = None
-
-    def _pull(self) -> Iterator[dict[str, str]]:
-        assert self._sink is not None
-        while True:
-            try:
-                frame = self._sink.pull()
-            except (BlockingIOError, EndOfStream):
-                return
-            yield dict(frame.metadata)
-
-    def _build(self, frames: tuple[VideoFrame, ...]) -> None:
-        self._graph = graph = Graph()
-        graph.threads = scope.native_threads()
-        self._sources = [
-            graph.add(
-                "buffer",
-                video_size=f"{frame.width}x{frame.height}",
-                pix_fmt=frame.format.name,
-                time_base=str(TICK),
-                pixel_aspect="1/1",
-            )
-            for frame in frames
-        ]
-        self._sink = graph.add("buffersink")
-        pixels = frames[-1].width * frames[-1].height
-        filters = [graph.add(*one) for one in self._filters if one[0] != "xpsnr" or pixels >= XPSNR_PIXELS]
-        if len(frames) == 1:
-            graph.link_nodes(self._sources[0], *filters, self._sink).configure()
-            return
-        reference = frames[1]
-        # Both to one format as well: a picture of full range would else differ all over.
-        size = f"{reference.width}:{reference.height}:out_range=tv"
-        twins = []
-        for source in self._sources:
-            scaled, planes = graph.add("scale", size), graph.add("format", "yuv420p")
-            source.link_to(scaled)
-            scaled.link_to(planes)
-            twins.append(planes)
-        split = graph.add("split", str(len(filters)))
-        twins[1].link_to(split)
-        last = twins[0]
-        for place, judge in enumerate(filters):
-            last.link_to(judge, 0, 0)
-            split.link_to(judge, place, 1)
-            last = judge
-        last.link_to(self._sink)
-        graph.configure()
-
-
-def similarity(pairs: Iterable[tuple[VideoFrame, VideoFrame]]) -> float:
-    """Mean SSIM of pictures, each to the other of its pair at the other's size; 1 is the same.
-
-    :raises ConfigError: there are none.
-    """
-    chain, found = _Chain(("ssim", None)), []
-    for number, (frame, other) in enumerate(pairs):
-        frame.pts = other.pts = number
-        frame.time_base = other.time_base = TICK
-        found += [float(words["lavfi.ssim.All"]) for words in chain.push(frame, other)]
-    found += [float(words["lavfi.ssim.All"]) for words in chain.finish()]
-    if not found:
-        raise ConfigError("there is no pair of pictures", cure="Give one at least.")
-    return sum(found) / len(found)
-
-
-class _Sound:
-    """The loudness of the first sound of a file."""
-
-    def __init__(self, container: InputContainer) -> None:
-        streams = [stream for stream in container.streams.audio if stream.codec_context is not None]
-        self.stream = streams[0] if streams else None
-        self._graph: Graph | None = None
-        self._shape: tuple[Any, ...] = ()
-        self._words: dict[str, str] = {}
-
-    @property
-    def loudness(self) -> float | None:
-        """LUFS."""
-        value = float(self._words.get("lavfi.r128.I", "nan"))
-        # -70 is the gate below which nothing counts.
-        return value if math.isfinite(value) and value > -70 else None
-
-    @property
-    def true_peak(self) -> float | None:
-        """dBTP."""
-        value = float(self._words.get("lavfi.r128.true_peak", "nan"))
-        return 20 * math.log10(value) if self.loudness is not None and value > 0 else None
-
-    def add(self, packet: Any) -> None:
-        assert self.stream is not None
-        with contextlib.suppress(av.InvalidDataError):  # a damaged place is passed over, as players do
-            for frame in self.stream.codec_context.decode(packet):
-                self._push(frame)
-
-    def _push(self, frame: Any) -> None:
-        shape = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if self._graph is None:
-            self._shape = shape
-            self._graph = Graph()
-            source = self._graph.add_abuffer(
-                sample_rate=frame.sample_rate, format=frame.format.name, layout=frame.layout.name
-            )
-            loud, sink = self._graph.add("ebur128", "metadata=1:peak=true"), self._graph.add("abuffersink")
-            self._graph.link_nodes(source, loud, sink).configure()
-        if shape != self._shape:
-            return  # what changes its kind midway is judged by its beginning
-        frame.pts = None
-        self._graph.push(frame)
-        with contextlib.suppress(BlockingIOError, EndOfStream):
-            while True:
-                self._words = dict(self._graph.pull().metadata) or self._words
-
-
-def perceptual_hash(frame: VideoFrame) -> Hash:
-    """64 bits of what a picture shows, which scaling, noise and another codec leave mostly as they are.
-
-    The lowest 8 x 8 cosine waves of the picture at 32 x 32 grey pixels, each above or below their median.
-
-    :return: shape (64,), bool.
-    """
-    grey = frame.reformat(HASH_SIDE, HASH_SIDE, "gray", interpolation=Interpolation.AREA).to_ndarray()
-    waves = _WAVES @ grey.astype(np.float64) @ _WAVES.T
-    low = waves.ravel()
-    bits: Hash = low > np.median(low[1:])  # but for the first, which is only how bright it is
-    return bits
-
-
-def _cosines() -> npt.NDArray[np.float64]:
-    """Shape (8, 32): rows are waves (DCT-II)."""
-    wave = np.arange(HASH_WAVES)[:, None] * (2 * np.arange(HASH_SIDE) + 1) * math.pi / (2 * HASH_SIDE)
-    return np.cos(wave)
-
-
-_WAVES = _cosines()
 
 
 def _decibels(share: float) -> float:

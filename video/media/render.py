@@ -32,6 +32,7 @@ from video.media.encode import CLIP, FORMATS, Encoding, Fit, PictureWriter, chec
 from video.media.probe import duration_seconds
 from video.media.reencode import Span, read
 from video.media.sound import SoundWriter
+from video.media.transform import Timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,9 @@ class Output:
     filled up with silence. So `setpts=PTS/1.25` beside `atempo=1.25` stay together to the end.
     """
     encoding: Encoding = CLIP
+    timing: Timing | None = None
+    """What the filters make of the length, where that is known; None: what they give ends with its last
+    picture, which is shown as long as the one before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +339,10 @@ class _Rendition:
                     "these filters leave no picture", subject=self.output.pictures, cure="Check their times."
                 )
             tick = self._pictures.tick
-            if self._newest * tick == self._last * self._tick:
+            if self.output.timing is not None:
+                seconds = self.output.timing.seconds(float(self._length))
+                end = max(self._newest + 1, round(Fraction(seconds) / tick))
+            elif self._newest * tick == self._last * self._tick:
                 end = round(self._length / tick)
             else:
                 end = self._newest + (self._step or max(1, round(1 / self._rate / tick)))

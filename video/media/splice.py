@@ -23,6 +23,7 @@ from video.errors import InvalidMedia
 from video.media import base, index, nal, remux, smart, subtitles
 from video.media.edges import EdgeEncoder, Luma, decoded, luma
 from video.media.encode import CLIP, HVC1, Written, misfit
+from video.media.judges import ssim
 from video.media.nal import Unspliceable
 from video.media.seek import packets_from, read_sound, ticks
 from video.media.sound import RUN_UP_SECONDS, SoundReader, SoundWriter
@@ -32,8 +33,6 @@ _LOOK_BEFORE, _LOOK_AFTER = 2, 3
 
 _LEAST_SSIM = 0.9
 """An encoded frame below this is not the source's picture; what x264 makes of hard ones stays above 0.95."""
-
-_BLOCK = 8
 
 _FAST_SOUND = replace(CLIP, audio_options={"aac_coder": "fast"})
 """Half the CPU time and the same size, with noise that is lower but less well hidden."""
@@ -329,31 +328,3 @@ def _compare(job: Job, pts: int, found: Luma) -> None:
     elif (likeness := ssim(found, wanted)) < _LEAST_SSIM:
         words = f"the encoded frame at {at:.3f} s has an SSIM of {likeness:.2f}"
         raise Unspliceable(f"the check failed: {words}")
-
-
-def ssim(one: Luma, other: Luma) -> float:
-    """Structural similarity of two pictures, -1 to 1: the mean over blocks of 8 by 8 pixels.
-
-    Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", 2004; without
-    their sliding window.
-    """
-    peak = 255.0 if one.dtype == np.uint8 else 1023.0
-    blocks = [_blocks(picture) for picture in (one, other)]
-    (a, b), count = blocks, _BLOCK * _BLOCK
-    mean_a, mean_b = a.mean(axis=1), b.mean(axis=1)
-    square_a, square_b = np.einsum("ij,ij->i", a, a), np.einsum("ij,ij->i", b, b)
-    both = np.einsum("ij,ij->i", a, b) / count - mean_a * mean_b
-    spread = (square_a + square_b) / count - mean_a**2 - mean_b**2
-    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
-    likeness = (2 * mean_a * mean_b + c1) * (2 * both + c2)
-    likeness /= (mean_a**2 + mean_b**2 + c1) * (spread + c2)
-    return float(likeness.mean())
-
-
-def _blocks(picture: Luma) -> Any:
-    """(height, width) -> (blocks, 64) float32; what is left over at the right and below is left out."""
-    height, width = (max(1, length // _BLOCK) for length in picture.shape)
-    if min(picture.shape) < _BLOCK:
-        return picture.reshape(1, -1).astype(np.float32)
-    cut = picture[: height * _BLOCK, : width * _BLOCK].reshape(height, _BLOCK, width, _BLOCK)
-    return cut.swapaxes(1, 2).reshape(height * width, _BLOCK * _BLOCK).astype(np.float32)

@@ -215,8 +215,10 @@ class Transformation:
 
     def suits(self, facts: Facts) -> bool:
         """Whether it does anything to a video like this: one of sound does not to a silent one, nor one that
-        takes time to one that is too short."""
+        takes time to one that is too short, nor one that takes pixels to one that has hardly any."""
         if self.layer == "audio" and not facts.sample_rate:
+            return False
+        if self.geometry and self.keeps and min(facts.width, facts.height) < 4:
             return False
         return all(span.fits(facts) for _, span in self.ranges)
 

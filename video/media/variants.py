@@ -7,7 +7,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -168,7 +168,7 @@ class _Work:
     def render(self) -> None:
         """Write what is planned."""
         outputs = [
-            Output(self._parts[number], plan.picture, plan.sound, plan.encoding)
+            Output(self._parts[number], plan.picture, plan.sound, plan.encoding, timing(plan.chosen))
             for number, plan in self.plans.items()
         ]
         self._written = {}
@@ -192,9 +192,13 @@ class _Work:
             if one.floor is None:
                 self._end(number, measures=measures, bytes=written.bytes)
                 continue
-            self._report(self._share + (1 - self._share) * count / len(self._written), "measuring")
+
+            def tell(seconds: float, done: int = count, length: float = written.seconds) -> None:
+                share = (done + min(1.0, seconds / length)) / len(self._written)
+                self._report(self._share + (1 - self._share) * share, "measuring")
+
             try:
-                found = measures | measured(written.path, self._source, plan)
+                found = measures | measured(written.path, self._source, plan, tell)
                 if found["ssim"] >= one.floor:
                     with base.output_errors(one.output):
                         os.replace(written.path, one.output)
@@ -206,6 +210,8 @@ class _Work:
                         f"has an SSIM of {found['ssim']:.3f} even with its picture as it is",
                         subject=str(one.output), cure=f"Choose a floor below {one.floor:g}.",
                     )  # fmt: skip
+            except ItemTimeout:  # is about all of them
+                raise
             except Exception as error:  # noqa: BLE001  # as in `plan`
                 scope.check_cancelled()
                 self._end(number, error=Problem.of(error))
@@ -214,11 +220,18 @@ class _Work:
         self.made[number] = Made(chosen=self.plans.pop(number).chosen, **found)
 
 
-def measured(path: Path, source: str, plan: Fused) -> dict[str, float | None]:
+def measured(
+    path: Path, source: str, plan: Fused, progress: Callable[[float], None]
+) -> dict[str, float | None]:
     """How near a variant comes to its source, each picture to the one that it was made from, and how loud it
-    is."""
+    is.
+
+    :param progress: as of `measure_quality`.
+    """
     times = timing(plan.chosen)
-    quality: Quality = measure_quality(path, source, offset=times.start, speed=times.speed, lead=times.lead)
+    quality: Quality = measure_quality(
+        path, source, offset=times.start, speed=times.speed, lead=times.lead, progress=progress
+    )
     assert quality.likeness is not None
     near = {
         name: getattr(quality.likeness, name)

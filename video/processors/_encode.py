@@ -178,7 +178,10 @@ def _rungs(about: VideoInfo, job: EncodingJob) -> list[Rung]:
     if job.format == "gif":
         rate, side = codecs.GIFS[quality]
         ladder = ladder or (side,)
-        first = f"fps={rate}," if (about.rate_from_header or 1000) > rate else ""
+        # Of a video that is shorter than one picture lasts at that rate, the filter would leave none.
+        lasts = about.duration_seconds_from_header or 1.0
+        thinned = (about.rate_from_header or 1000) > rate and lasts * rate >= 1
+        first = f"fps={rate}," if thinned else ""
         setting = f"{rate} pictures a second at most"
     rungs = []
     for width, height in sizes(*full, ladder):

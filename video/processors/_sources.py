@@ -7,38 +7,14 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from video import scope
-from video.errors import VideoError
 from video.sources.base import is_url, resolve
 
 
 def absolute(source: str) -> str:
     """`source` as it is understood in any folder."""
     return source if is_url(source) or source.startswith(("file:", "~")) else os.path.abspath(source)
-
-
-def check_source(source: str, folder: Path) -> None:
-    """Raise if it cannot be had, as far as that is known without touching the network."""
-    found = resolve(source)
-    if not is_url(source):
-        found.fetch(source, folder)
-
-
-def resource_of(source: str) -> str:
-    """The host that it comes from; "": none."""
-    return (urlsplit(source).hostname or "") if is_url(source) else ""
-
-
-def inputs_of(source: str, folder: Path) -> list[Path]:
-    """The file on this machine that it is."""
-    if is_url(source):
-        return []
-    try:
-        return [resolve(source).fetch(source, folder).path]
-    except VideoError:  # the job fails with that when it runs
-        return []
 
 
 @contextlib.contextmanager

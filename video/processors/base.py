@@ -30,7 +30,7 @@ from video.models import Problem
 from video.outcome import Outcome
 from video.plan import Choice
 from video.policies.base import Policy
-from video.processors._names import Book
+from video.processors._names import Names
 from video.runner import Runner
 from video.selector import Decision
 from video.sources.base import readable, redact
@@ -43,16 +43,6 @@ Response = TypeVar("Response")
 Item = TypeVar("Item")
 Chosen = Choice | Decision
 """Which engine, and why: by a rule, or by what was measured."""
-
-
-@dataclasses.dataclass(slots=True)
-class Names:
-    """What output names of one batch must keep clear of."""
-
-    books: dict[str, Book] = dataclasses.field(default_factory=dict)
-    """By output folder, who owns which name in it."""
-    inputs: set[str] = dataclasses.field(default_factory=set)
-    """Real paths of the batch's own inputs, as far as they are known."""
 
 
 class Processor(ABC, Generic[Request, Response]):
@@ -436,8 +426,7 @@ class _Batch(Generic[Request, Response]):
 
     def tidy(self) -> None:
         """Nothing is left of a batch that made nothing."""
-        for book in self._names.books.values():
-            book.tidy()
+        self._names.tidy()
 
     def response(self, outcome: Outcome[Any]) -> Response:
         raw, source, request = self._asked.pop(outcome.index)

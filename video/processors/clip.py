@@ -8,15 +8,16 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from video import scope
 from video.errors import UnsupportedMedia
 from video.models import Clip, Format, Mode, VideoClipRequest, VideoClipResponse
 from video.outcome import Outcome
-from video.processors._names import stem
-from video.processors._sources import absolute, check_source, inputs_of, local_file, resource_of
-from video.processors.base import Chosen, Names, Processor, facts
+from video.processors._files import FileProcessor
+from video.processors._names import Names
+from video.processors._sources import absolute, local_file
+from video.processors.base import Chosen, facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def from_key_frame(
     return key, min(key + end - start, duration)
 
 
-class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
+class VideoClipProcessor(FileProcessor[VideoClipRequest, VideoClipResponse]):
     """Cuts the highlights out of videos.
 
     >>> with VideoClipProcessor() as processor:                                # doctest: +SKIP
@@ -104,36 +105,24 @@ class VideoClipProcessor(Processor[VideoClipRequest, VideoClipResponse]):
     preload = ("video.processors.clip", "video.media.cut", "video.media.highlights")
     task = staticmethod(make_clips)
     batch_name = "clips"
-    keep_names: ClassVar[bool] = True
-    """Write down in the output folder whose clips have which name."""
-
-    def check(self, request: VideoClipRequest) -> None:
-        check_source(request.source, request.output_dir)
-
-    def plain(self, value: list[Clip]) -> list[Any]:
-        return [clip.model_dump(mode="json") for clip in value]
-
-    def value(self, plain: list[Any]) -> list[Clip]:
-        return [Clip.model_validate(one) for one in plain]
-
-    def resource(self, job: ClipJob) -> str:
-        return resource_of(job.source)
+    made = Clip
 
     def job_key(self, job: ClipJob) -> str:
         # Its clips may have another name where another batch has other videos of that name.
         return super().job_key(replace(job, stem=""))
-
-    def inputs(self, job: ClipJob) -> list[Path]:
-        return inputs_of(job.source, job.output_dir)
 
     def outputs(self, value: list[Clip]) -> Iterator[Path]:
         return (clip.path for clip in value)
 
     def prepare(self, request: VideoClipRequest, names: Names) -> ClipJob:
         folder = Path(os.path.abspath(request.output_dir))
+
+        def files(name: str) -> Iterator[str]:
+            return (f"{name}-{number:02d}.{request.format}" for number in range(1, request.count + 1))
+
         return ClipJob(
             source=absolute(request.source),
-            stem=_stem(request, folder, names, keep=self.keep_names),
+            stem=names.stem(request, folder, files, keep=self.keep_names, apart=True),
             output_dir=folder,
             count=request.count,
             min_length=request.min_clip_length,
@@ -161,17 +150,3 @@ class ClipPreview(VideoClipProcessor):
 
     def prepare(self, request: VideoClipRequest, names: Names) -> ClipJob:
         return replace(super().prepare(request, names), preview=True)
-
-
-def _stem(request: VideoClipRequest, folder: Path, names: Names, *, keep: bool) -> str:
-    """What clips of this request are called."""
-    numbers = range(1, request.count + 1)
-    return stem(
-        request,
-        folder,
-        names.books,
-        names.inputs,
-        files=lambda name: (f"{name}-{number:02d}.{request.format}" for number in numbers),
-        keep=keep,
-        apart=True,
-    )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from video import resources
 from video.config import BackendType, ParallelConfig
@@ -15,9 +15,11 @@ from video.errors import ConfigError, VideoError
 from video.events import Observer
 from video.models import Codec, Encoded, EncodingFormat, Preset, VideoEncodingRequest, VideoEncodingResponse
 from video.outcome import Outcome
-from video.processors._names import standing, stem
-from video.processors._sources import absolute, check_source, inputs_of, resource_of
-from video.processors.base import Chosen, Names, Processor, facts
+from video.processors._files import FileProcessor
+from video.processors._memory import ENCODING, USUAL_PIXELS
+from video.processors._names import Names, standing
+from video.processors._sources import absolute
+from video.processors.base import Chosen, facts
 from video.runner import Runner
 from video.sources.base import is_url, readable, redact
 
@@ -25,11 +27,8 @@ if TYPE_CHECKING:
     from video.media.pieces import Piece
     from video.policies.checkpoint import Checkpoint
 
-WORKER_BYTES = 600 << 20
-"""What a worker is taken to need, at 720p with four renditions (benchmarks/bench_encode.py); larger pictures
-need more in proportion."""
-USUAL_PIXELS = 1280 * 720
 LARGE_PIXELS = 4096 * 2304
+"""Of pictures that few videos have; where there is room for those, nobody need look at sizes."""
 LOOKED_AT = 20
 """Videos of a batch whose size is looked at before it begins."""
 
@@ -90,7 +89,7 @@ def encode_ahead(one: PieceJob) -> None:
     encode_piece(one)
 
 
-class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingResponse]):
+class VideoEncodingProcessor(FileProcessor[VideoEncodingRequest, VideoEncodingResponse]):
     """Encodes videos anew.
 
     >>> with VideoEncodingProcessor() as processor:                            # doctest: +SKIP
@@ -102,8 +101,7 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
     preload = ("video.processors._encode",)
     task = staticmethod(encode)
     batch_name = "encodings"
-    keep_names: ClassVar[bool] = True
-    """Write down in the output folder whose files have which name."""
+    made = Encoded
 
     def __init__(self, config: ParallelConfig | None = None, *, observers: Iterable[Observer] = ()) -> None:
         self._observers = tuple(observers)
@@ -170,12 +168,12 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
             raise ConfigError(f"parallel_workers is {most}", cure="It takes a whole number of at least 1.")
         cpus, memory = resources.usable_cpus(), resources.free_memory()
         fits = min(one for one in (cpus, most, self._most) if one is not None)
-        if memory < fits * WORKER_BYTES * LARGE_PIXELS / USUAL_PIXELS:
+        if ENCODING.workers(memory, LARGE_PIXELS) < fits:
             looked_at = [absolute(one) for one in sources if not is_url(one)][:LOOKED_AT]
             self.announce("looking at sizes", list(map(_shown, looked_at)))
             sizes = self.runner.map(pixels_of, looked_at, isolate=self.isolate)
             pixels = max([USUAL_PIXELS, *(one.value or 0 for one in sizes)])
-            fits = max(1, min(fits, int(memory // (WORKER_BYTES * pixels / USUAL_PIXELS))))
+            fits = int(min(fits, ENCODING.workers(memory, pixels)))
         if fits != self.config.max_workers:
             self.close()
             self.config = replace(self.config, max_workers=fits)
@@ -185,7 +183,7 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
     def before(self, call: dict[str, Any], checkpoint: Checkpoint | None) -> None:
         """Encode the pieces of long videos, of all of them at once; their jobs then join what is there, and
         make what is missing."""
-        if call["total"] is None or self.config.enable_caching:
+        if call["total"] is None:
             return
         jobs = call["items"] = list(call["items"])
         resumed = checkpoint is not None and checkpoint.resumed
@@ -193,6 +191,7 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
             job
             for job in jobs
             if isinstance(job, EncodingJob)
+            and not self.config.enable_caching
             and job.chunk_seconds is not None
             # One that an earlier run has done has its outputs, and no pieces any more.
             and not (resumed and not job.pieces.exists() and _has_outputs(job))
@@ -212,26 +211,11 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
         for _ in self.runner.rounds(encode_ahead, pieces, ordered=False, **how):
             pass  # what failed is tried again, and reported, by the job of its video
 
-    def check(self, request: VideoEncodingRequest) -> None:
-        check_source(request.source, request.output_dir)
-
-    def plain(self, value: list[Encoded]) -> list[Any]:
-        return [one.model_dump(mode="json") for one in value]
-
-    def value(self, plain: list[Any]) -> list[Encoded]:
-        return [Encoded.model_validate(one) for one in plain]
-
-    def resource(self, job: EncodingJob) -> str:
-        return resource_of(job.source)
-
     def job_key(self, job: EncodingJob | PieceJob) -> str:
         if isinstance(job, PieceJob):
             return f"piece {job.piece.number} of {self.job_key(job.job)}"
         # Its files may have another name where another batch has other videos of that name.
         return super().job_key(replace(job, stem="", pieces=Path()))
-
-    def inputs(self, job: EncodingJob) -> list[Path]:
-        return inputs_of(job.source, job.output_dir)
 
     def outputs(self, value: list[Encoded]) -> Iterator[Path]:
         for one in value:
@@ -250,14 +234,7 @@ class VideoEncodingProcessor(Processor[VideoEncodingRequest, VideoEncodingRespon
         folder = Path(os.path.abspath(request.output_dir))
         wanted = request.model_dump(exclude={"source", "output_dir"})
         job = EncodingJob(source=absolute(request.source), stem="", output_dir=folder, **wanted)
-        name = stem(
-            request,
-            folder,
-            names.books,
-            names.inputs,
-            files=lambda name: _files(replace(job, stem=name)),
-            keep=self.keep_names,
-        )
+        name = names.stem(request, folder, lambda name: _files(replace(job, stem=name)), keep=self.keep_names)
         job = replace(job, stem=name)
         if job.chunk_seconds is None:
             return job

@@ -14,16 +14,9 @@ from typing import Any
 from video import resources, scope
 from video.config import ParallelConfig
 from video.errors import ConfigError
-from video.processors.variants import (
-    MEMORY_SHARE,
-    SSIM_FLOOR,
-    USUAL_PIXELS,
-    VARIANT_BYTES_A_PIXEL,
-    VARIANT_SECONDS,
-    WORKER_BYTES,
-    Progress,
-    VideoProcessingManager,
-)
+from video.processors._memory import MEMORY_SHARE, USUAL_PIXELS, VARIANT
+from video.processors._watch import Progress
+from video.processors.variants import SSIM_FLOOR, VARIANT_SECONDS, VideoProcessingManager
 from video.runner import Runner
 
 START_SECONDS = 0.5
@@ -171,8 +164,8 @@ def worker_count(cpus: int, memory: float, pixels: int, work: float) -> int:
     >>> worker_count(8, memory=1e9, pixels=1280 * 720, work=60.0)
     5
     """
-    each = WORKER_BYTES + VARIANT_BYTES_A_PIXEL * pixels
-    return int(max(1, min(cpus, memory // each, work // START_SECONDS)))
+    worth = max(1.0, work / START_SECONDS)
+    return int(min(cpus, VARIANT.workers(memory, pixels), worth))
 
 
 def seconds_of_a_variant(path: str) -> tuple[int, float]:
@@ -184,8 +177,8 @@ def seconds_of_a_variant(path: str) -> tuple[int, float]:
 
     facts = facts_of(path)
     fused = fuse.fuse(strategies.choose("standard", facts, 0, 1), facts)
-    with tempfile.TemporaryDirectory() as folder:
-        output = Output(Path(folder) / "tried.mp4", fused.picture, fused.sound, fused.encoding)
+    with scope.unfinished(Path(tempfile.mkdtemp(prefix="video-tried-"))) as folder:
+        output = Output(folder / "tried.mp4", fused.picture, fused.sound, fused.encoding)
         began = time.process_time()
         (result,) = render(path, [output], end=TRIED_SECONDS)
         spent = time.process_time() - began

@@ -12,14 +12,9 @@ from typing import TYPE_CHECKING, Any
 from video.config import BackendType
 from video.errors import ConfigError
 from video.events import Observer
-from video.processors.variants import (
-    MEMORY_SHARE,
-    VARIANT_SECONDS,
-    Progress,
-    VideoProcessingManager,
-    sizes,
-    together,
-)
+from video.processors._memory import MEMORY_SHARE
+from video.processors._watch import Progress
+from video.processors.variants import VARIANT_SECONDS, VideoProcessingManager, sizes, together
 
 if TYPE_CHECKING:  # with FFmpeg, which is only needed once there is something to do
     from video.media.fuse import Fused

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,11 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from video import resources
 from video.config import BackendType, ParallelConfig
 from video.errors import ConfigError, ItemCancelled, VideoError
-from video.events import Event, Kind, Observer, emit, logger
+from video.events import Observer, logger
 from video.models import Problem
 from video.outcome import Outcome
+from video.processors._memory import MEMORY_SHARE, USUAL_PIXELS, VARIANT
 from video.processors._monitor import ResourceMonitor
-from video.processors._names import Book
+from video.processors._names import Names
+from video.processors._watch import Progress, Watch
 from video.runner import Runner
 
 if TYPE_CHECKING:  # with FFmpeg, which is only needed once there is something to do
@@ -31,16 +32,8 @@ VARIANT_SECONDS = 300.0
 MOST_TOGETHER = 4
 """Variants that share a decoder: that takes 0.9 of what four alone would, of which a fifth would save little
 more, and hold as much memory as each before it (benchmarks/bench_variants.py)."""
-WORKER_BYTES = 75e6
-VARIANT_BYTES_A_PIXEL = 130.0
-"""What a worker holds, and each variant that it makes at once besides (benchmarks/bench_variants.py)."""
-USUAL_PIXELS = 1280 * 720
-MEMORY_SHARE = 0.8
 SSIM_FLOOR = 0.9
 FORMATS = ("mp4", "mkv", "mov")
-
-Progress = Callable[[float], object]
-"""Told how much is done, in percent: 0 to 100, never less than before."""
 
 
 class Task(NamedTuple):
@@ -85,9 +78,7 @@ def together(pixels: int, workers: int, memory: float) -> int:
     :param workers: that share the memory.
     :param memory: bytes for all of them.
     """
-    each = memory / workers - WORKER_BYTES
-    fits = MOST_TOGETHER if math.isinf(each) else int(each / (VARIANT_BYTES_A_PIXEL * max(1, pixels)))
-    return max(1, min(MOST_TOGETHER, fits))
+    return int(min(MOST_TOGETHER, VARIANT.outputs(memory / workers, pixels)))
 
 
 class VideoProcessingManager:
@@ -116,9 +107,8 @@ class VideoProcessingManager:
             raise ConfigError(f"memory_limit is {memory_limit!r}", cure="It takes a share above 0, up to 1.")
         self.memory_bytes = memory_limit * resources.free_memory()
         """That this program and its workers may fill; infinite where nobody knows what is free."""
-        each = WORKER_BYTES + VARIANT_BYTES_A_PIXEL * USUAL_PIXELS
-        fits = max(1, int(min(1e6, self.memory_bytes / each)))
-        self.max_workers = max_workers or min(resources.usable_cpus(), fits)
+        fits = VARIANT.workers(self.memory_bytes, USUAL_PIXELS)
+        self.max_workers = max_workers or int(min(resources.usable_cpus(), fits))
         if backend == BackendType.SERIAL:
             self.max_workers = 1
         self._timeout = timeout
@@ -164,6 +154,7 @@ class VideoProcessingManager:
             (why that one), `error` (None, or its words), `error_type` and `traceback`. One that failed stops
             no other.
         :raises ConfigError: for an argument that does not fit.
+        :raises OutputError: the names of the outputs cannot be written down.
         """
         if isinstance(input_files, str | bytes | os.PathLike):
             raise ConfigError("input_files is a single one", cure="Put it into a list.")
@@ -173,11 +164,11 @@ class VideoProcessingManager:
 
         floor = ssim_floor if strategy == "enhanced_metrics" else None
         folder = Path(os.path.abspath(output_dir))
-        names = Namer(folder, inputs)
+        names = Names(inputs)
         row = []
         try:
             for source in inputs:
-                outputs = names.outputs(source, variants_per_file, format)
+                outputs = names.variants(source, folder, variants_per_file, format)
                 row += [
                     (source, Wanted(path, strategy, seed, number, floor=floor))
                     for number, path in enumerate(outputs, 1)
@@ -205,7 +196,7 @@ class VideoProcessingManager:
         :raises ConfigError: two different ones have one output.
         """
         twins = _twins(row)
-        watch = _Watch(len(row), self._observers, progress_callback)
+        watch = Watch(len(row), self._observers, progress_callback)
         places: dict[str, list[int]] = {}
         for place, (source, _) in enumerate(row):
             if place not in twins:
@@ -244,7 +235,7 @@ class VideoProcessingManager:
         groups: list[list[int]],
         made: dict[int, Made],
         tries: Counter[int],
-        watch: _Watch,
+        watch: Watch,
         *,
         again: bool,
     ) -> list[list[int]]:
@@ -309,113 +300,6 @@ class VideoProcessingManager:
         return ResourceMonitor()
 
 
-class Namer:
-    """Names of variants in one folder, which no other video's variants have, nor an input.
-
-    :param keep: write down what is given; False: for a preview, which leaves nothing behind.
-    """
-
-    def __init__(self, folder: Path, inputs: Iterable[str], *, keep: bool = True) -> None:
-        self._folder = folder
-        self._keep = keep
-        self._book: Book | None = None
-        self._inputs = set(map(os.path.realpath, inputs))
-
-    def outputs(self, source: str, count: int, format: str) -> list[Path]:
-        """:raises OutputError: the names cannot be written down."""
-        if self._book is None:
-            self._book = Book(self._folder, keep=self._keep)
-        real, owner = os.path.realpath(self._folder), os.path.realpath(source)
-
-        def there(file: str) -> bool:
-            return os.path.lexists(os.path.join(real, f"{file}.{format}"))
-
-        def clash(file: str) -> bool:
-            return os.path.join(real, f"{file}.{format}") in self._inputs
-
-        def files(name: str) -> list[str]:
-            return [f"{name}-variant-{number:02d}" for number in range(1, count + 1)]
-
-        name = self._book.name(
-            Path(source).stem, owner, "variants",
-            clash=lambda name: any(map(clash, files(name))),
-            there=lambda name: any(map(there, files(name))),
-        )  # fmt: skip
-        # And each file by itself: of a name that an earlier run has had, others may stand here since.
-        mine = [
-            self._book.name(
-                file, owner, f"variant {format}", clash=clash, there=there, endings=[f".{format}"]
-            )
-            for file in files(name)
-        ]
-        return [self._folder / f"{file}.{format}" for file in mine]
-
-    def tidy(self) -> None:
-        """After the batch: leave nothing where nothing has come of it."""
-        if self._book is not None:
-            self._book.tidy()
-
-
-class _Watch:
-    """Hears of groups from the runner, and tells of variants: observers, and who asked for percentages."""
-
-    def __init__(self, total: int, observers: tuple[Observer, ...], progress: Progress | None) -> None:
-        self._total = total
-        self._observers = observers
-        self._progress = progress
-        self._groups: list[list[int]] = []
-        self._done = [0.0] * total
-        self._told = -1.0
-        self._lock = threading.Lock()
-
-    def begin(self, groups: list[list[int]]) -> None:
-        """What the items of the next batch are."""
-        self._groups = groups
-
-    def __call__(self, event: Event) -> None:
-        if event.kind is not Kind.ITEM_PROGRESS or event.index is None or event.index >= len(self._groups):
-            return
-        for place in self._groups[event.index]:
-            self._done[place] = max(self._done[place], min(1.0, event.fraction or 0.0))
-            # What is made again, softer, begins anew; who watches sees it stand meanwhile.
-            emit(self._observers, replace(event, index=place, fraction=self._done[place]))
-        self._percent()
-
-    def tell(self, group: Sequence[int], outcome: Outcome[list[Made]]) -> None:
-        """A group has ended."""
-        for place, made in zip(group, outcome.value or (), strict=True):
-            self.one(place, made.error is not None)
-
-    def give_up(self, group: Sequence[int], error: BaseException) -> None:
-        for place in group:
-            self.one(place, failed=True)
-
-    def end(self) -> None:
-        """All is done."""
-        self._done = [1.0] * self._total
-        self._percent()
-
-    def one(self, place: int, failed: bool) -> None:
-        """A variant has ended."""
-        kind = Kind.ITEM_FAILED if failed else Kind.ITEM_FINISHED
-        self._done[place] = 1.0
-        emit(self._observers, Event(kind, "", self._total, index=place))
-        self._percent()
-
-    def _percent(self) -> None:
-        if self._progress is None:
-            return
-        with self._lock:  # workers report at the same time
-            percent = min(100.0, 100.0 * sum(self._done) / max(1, self._total))
-            if percent <= self._told:
-                return
-            self._told = percent
-            try:
-                self._progress(percent)
-            except Exception:  # noqa: BLE001  # the caller's own, which must not end the batch
-                logger.exception("progress_callback failed at %.0f %%", percent)
-
-
 def _twins(row: Sequence[tuple[str, Wanted]]) -> dict[int, int]:
     """The places of those that have come before, each with the first of its kind.
 
@@ -443,11 +327,11 @@ def _check(inputs: Sequence[str], count: int, strategy: str, seed: int, floor: f
         raise ConfigError("there are no input files", cure="Give one at least.")
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 1000:
         raise ConfigError(f"the number of variants is {count!r}", cure="It takes 1 to 1000.")
-    if strategy not in COUNTS:
+    if not isinstance(strategy, str) or strategy not in COUNTS:
         raise ConfigError(f"is {strategy!r}", subject="strategy", cure=f"Use one of: {', '.join(COUNTS)}.")
     if not isinstance(seed, int):
         raise ConfigError(f"seed is {seed!r}", cure="It takes a whole number.")
-    if not 0 < floor < 1:
+    if not isinstance(floor, int | float) or not 0 < floor < 1:
         raise ConfigError(f"ssim_floor is {floor!r}", cure="It takes a number above 0 and below 1.")
     if format not in FORMATS:
         raise ConfigError(f"is {format!r}", subject="format", cure=f"Use one of: {', '.join(FORMATS)}.")

@@ -61,7 +61,8 @@ class ProgressBars:
             self._names = names
             self._rows.clear()
             self._running: dict[int, float] = {}
-            self._done = self._failed = 0
+            self._ended: set[int] = set()
+            self._failed = 0
             self._total = len(names) or None
             self._batch = self._progress.add_task(title, total=self._total, state="")
 
@@ -79,6 +80,8 @@ class ProgressBars:
         if index is None:
             return
         with self._lock:
+            if index in self._ended:  # what was given up may still report
+                return
             if event.kind is Kind.ITEM_PROGRESS:
                 self._advance(index, event.fraction or 0.0, event.message)
             elif event.kind in (Kind.ITEM_FINISHED, Kind.ITEM_FAILED):
@@ -95,7 +98,7 @@ class ProgressBars:
         self._draw()
 
     def _end(self, index: int, *, failed: bool) -> None:
-        self._done += 1
+        self._ended.add(index)
         self._failed += failed
         self._running.pop(index, None)
         row = self._rows.pop(index, None)
@@ -104,8 +107,9 @@ class ProgressBars:
         self._draw()
 
     def _draw(self) -> None:
-        state = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
+        done = len(self._ended)
+        state = f"{done}" if self._total is None else f"{done}/{self._total}"
         if self._failed:
             state += f", [red]{self._failed} failed[/red]"
         # Media time of running items counts, so that one long video does not look like a hang.
-        self._progress.update(self._batch, completed=self._done + sum(self._running.values()), state=state)
+        self._progress.update(self._batch, completed=done + sum(self._running.values()), state=state)
