@@ -685,6 +685,15 @@ def test_the_command_makes_variants_and_says_so_in_json(clip: Path, tmp_path: Pa
     assert files(tmp_path / "variants") == ["coast-variant-01.mp4", "coast-variant-02.mp4"]
 
 
+def test_a_variant_has_its_time_limit_on_the_serial_engine_too(clip: Path, tmp_path: Path) -> None:
+    engine = ("--backend", "serial", "--count", 1)
+    assert run("variants", clip, *engine, "--timeout", 90, cwd=tmp_path).returncode == 0
+    late = run("variants", clip, *engine, "--timeout", 0.001, "--out", "late", cwd=tmp_path)
+    assert late.returncode == 1
+    assert "ran longer than its limit of 0.001 s" in late.stderr
+    assert files(tmp_path / "late") == []
+
+
 def test_a_dry_run_prints_the_plans_and_writes_nothing(clip: Path, tmp_path: Path) -> None:
     done = run("variants", clip, "--count", 2, "--seed", 4, "--dry-run", cwd=tmp_path)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
