@@ -691,7 +691,7 @@ def test_a_variant_has_its_time_limit_on_the_serial_engine_too(clip: Path, tmp_p
     late = run("variants", clip, *engine, "--timeout", 0.001, "--out", "late", cwd=tmp_path)
     assert late.returncode == 1
     assert "ran longer than its limit of 0.001 s" in late.stderr
-    assert files(tmp_path / "late") == []
+    assert not (tmp_path / "late").exists()
 
 
 def test_a_dry_run_prints_the_plans_and_writes_nothing(clip: Path, tmp_path: Path) -> None:
@@ -730,13 +730,6 @@ def test_a_terminal_gets_a_table_in_units_that_fit(clip: Path, tmp_path: Path) -
     assert made.stat().st_size < 1e6
     assert f" {made.stat().st_size / 1e3:.1f} kB " in drawn
     assert "1 variant of 1 in variants (serial engine)" in drawn
-
-
-def test_a_time_limit_that_the_engine_cannot_hold_is_wrong_usage(clip: Path, tmp_path: Path) -> None:
-    done = run("variants", clip, "--backend", "serial", "--timeout", 5, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "process" in done.stderr
-    assert files(tmp_path) == []
 
 
 def test_ctrl_c_leaves_nothing_unfinished(tmp_path: Path) -> None:
