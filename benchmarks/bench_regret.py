@@ -20,6 +20,7 @@ import contextlib
 import gc
 import importlib
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -52,6 +53,9 @@ EXAMPLES = """examples:
 
 SIZES = (10, 100, 1_000, 10_000)
 REPEATS = 3
+BRIEF_SECONDS, BRIEF_REPEATS = 3.0, 15
+"""A cell of brief batches goes on for so long, or for so many rounds: what disturbs a batch for some milliseconds
+is most of one that takes as long."""
 SEED = 7
 """Of the order of the contestants, and of the slow items."""
 
@@ -523,7 +527,9 @@ def measure(
             if least > max(HOPELESS * hoped, LEAST_BOUND):
                 cell.figures[contestant] = Figures([least], at_least=True)
                 running.remove(contestant)
-    for number in range(repeats):
+    for number in itertools.count():
+        if number >= repeats and (time.monotonic() - start > BRIEF_SECONDS or number >= BRIEF_REPEATS):
+            break
         turns = order.sample(sorted(running), len(running))
         if number == 0:
             turns.sort(key=leader.__ne__)
@@ -854,7 +860,11 @@ def arguments() -> argparse.Namespace:
         f"there are also {', '.join(OTHER_ENGINES)}",
     )
     parser.add_argument(
-        "--repeats", type=int, default=REPEATS, metavar="N", help="rounds of each cell: %(default)s"
+        "--repeats",
+        type=int,
+        default=REPEATS,
+        metavar="N",
+        help=f"rounds of each cell, at least: %(default)s; up to {BRIEF_REPEATS} within {BRIEF_SECONDS:g} s",
     )
     parser.add_argument(
         "--longest",

@@ -121,6 +121,16 @@ def test_memory_bounds_the_workers() -> None:
     assert width(THREAD, hungry, Asked(left=100), Machine(cpus=8, memory=1)) == 1
 
 
+def test_an_item_that_still_waits_is_not_judged_by_what_it_computed_first() -> None:
+    """Its CPU time is known, and how long it waits is not."""
+    asking = Measured(wall=0.002, cpu=0.0003, gil=0.1)
+    assert width(THREAD, asking, Asked(left=100), TWO) == WAITING_WIDTH
+    ended = dataclasses.replace(asking, items=1)
+    assert width(THREAD, ended, Asked(left=100), TWO) < WAITING_WIDTH
+    computing = dataclasses.replace(asking, cpu=0.001)
+    assert width(THREAD, computing, Asked(left=100), TWO) < WAITING_WIDTH
+
+
 def test_the_users_number_of_workers_stands() -> None:
     assert width(THREAD, WAITS, Asked(workers=3, left=100), TWO) == 3
     assert width(PROCESS, PYTHON, Asked(workers=3, left=100), TWO) == 3

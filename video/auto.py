@@ -188,7 +188,7 @@ class Auto:
         opened = self._open(Choice("serial" if here else "thread", workers, threads, reason), not here)
         if not here:
             self._own.append(opened.executor)
-        return dataclasses.replace(opened, run=self._probe.run, target=ENOUGH_SECONDS / 2, here=here)
+        return dataclasses.replace(opened, run=self._probe.run, target=FREE_SECONDS, here=here)
 
     def _threads(self, workers: int) -> int:
         return native_threads(self._fixed_threads, self._cpus, workers)
