@@ -54,8 +54,8 @@ EXAMPLES = """examples:
 SIZES = (10, 100, 1_000, 10_000)
 REPEATS = 3
 BRIEF_SECONDS, BRIEF_REPEATS = 3.0, 15
-"""A cell of brief batches goes on for so long, or for so many rounds: what disturbs a batch for some milliseconds
-is most of one that takes as long."""
+"""A cell of brief batches goes on for so long, or for so many rounds: what disturbs a batch for some
+milliseconds is most of one that takes as long."""
 SEED = 7
 """Of the order of the contestants, and of the slow items."""
 

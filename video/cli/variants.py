@@ -103,7 +103,7 @@ def variants(
     sources, notes = expand(inputs, leave_out=out)
     if not sources:
         raise click.UsageError("; ".join(notes) or "the list names no video")
-    # What is wrong there is said at once. Variants look at the clock themselves where no engine can stop them.
+    # What is wrong there is said at once. Variants look at the clock themselves where an engine cannot.
     config_of(backend, workers, None if backend == "serial" else timeout)
     for note in notes:
         say(people(), note, "failed:")
