@@ -481,3 +481,21 @@ def test_a_misspelt_argument_of_a_batch_is_refused(wrong: dict[str, Any], near: 
         pytest.raises(ConfigError, match=f"Did you mean {near}"),
     ):
         runner.map(abs, [1], **wrong)
+
+
+def test_a_signal_that_wakes_nobody_is_heeded_all_the_same() -> None:
+    """As one that comes just before a wait; `interrupt_main` leaves it to be found, and ends no wait."""
+    program = """if True:
+        import _thread, threading, time
+        from video import ParallelConfig, Runner
+        if __name__ == "__main__":
+            with Runner(ParallelConfig(backend="process", max_workers=1)) as runner:
+                runner.map(abs, [1])
+                threading.Timer(0.5, _thread.interrupt_main).start()
+                try:
+                    runner.map(time.sleep, [60])
+                except KeyboardInterrupt:
+                    print("heeded")
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=40)
+    assert done.stdout == "heeded\n", done.stderr
