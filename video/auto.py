@@ -188,6 +188,7 @@ class Auto:
         opened = self._open(Choice("serial" if here else "thread", workers, threads, reason), not here)
         if not here:
             self._own.append(opened.executor)
+        # In steps that may settle it: what is run in one go here, cannot be taken elsewhere.
         return dataclasses.replace(opened, run=self._probe.run, target=FREE_SECONDS, here=here)
 
     def _threads(self, workers: int) -> int:

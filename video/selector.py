@@ -200,13 +200,12 @@ def width(engine: Engine, measured: Measured, asked: Asked, machine: Machine) ->
     if engine.traits.own_gil:
         most = asked.workers or machine.cpus
     else:
-        busy = measured.cpu / measured.wall if measured.wall > 0 else 1.0
-        if not measured.items and measured.source == "probe" and max(busy, measured.gil) < WAITS:
-            busy = 0.0  # it computed and asked, and waits since: nobody knows for how long yet
+        busy = max(measured.cpu / measured.wall if measured.wall > 0 else 1.0, measured.gil, 1e-9)
+        if busy < WAITS and not measured.items and measured.source == "probe":
+            busy = 1e-9  # it computed and asked, and waits since: nobody knows for how long yet
         # As many as keep the CPUs busy: work that waits leaves them to others.
         most_doublings = math.floor(math.log2(max(1.0, WAITING_WIDTH / machine.cpus)))
-        holds = max(busy, measured.gil if busy else 0.0, 1e-9)
-        doublings = min(WIDE * math.log2(1 / holds), most_doublings)
+        doublings = min(WIDE * math.log2(1 / busy), most_doublings)
         usual = max(1, machine.cpus * 2 ** max(0, round(doublings)))
         most = asked.workers or (1 if measured.gil > ALONE else usual)
     room = fitting(measured, machine)

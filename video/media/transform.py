@@ -85,10 +85,7 @@ class Range:
             return [(self.low, self.high)]
         ends = (
             (self.low, min(self.high, self.neutral - self.least)),
-            (
-                max(self.low, self.neutral + self.least),
-                self.high,
-            ),
+            (max(self.low, self.neutral + self.least), self.high),
         )
         return [(low, high) for low, high in ends if low <= high]
 
