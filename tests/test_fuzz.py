@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import faulthandler
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,10 @@ from video.media.variants import facts_of
 from video.models import Mode
 
 FILES = 500
-PATIENCE_SECONDS = 20
-"""For one file, of which a sound one takes a tenth of a second."""
+SILENT_SECONDS = 10.0
+"""Longest time without progress; all that is done with a sound file takes a tenth of a second."""
+PATIENCE_SECONDS = 60
+"""For one file, with which something goes on and on."""
 SIZE = (64, 48)
 
 
@@ -56,6 +60,11 @@ def frames_of(path: Path) -> list[float]:
     return found
 
 
+def progressed(_: float = 0.0) -> None:
+    """Something is done. Where that is not said again in time, the worker says where it stands, and ends."""
+    faulthandler.dump_traceback_later(SILENT_SECONDS, exit=True, file=sys.__stderr__)
+
+
 WELL = "well"
 VARIED = 4
 """Of so many files, one has a variant too."""
@@ -80,7 +89,9 @@ class Trial:
             "measure": lambda: measure(source).as_dict(),
             "highlights": lambda: find_highlights(source, count=1, min_length=0.5, max_length=1),
             "pieces": lambda: pieces.plan(str(source), 0.5),
-            "quality": lambda: measure_quality(source, self.sources[seed % len(self.sources)]),
+            "quality": lambda: measure_quality(
+                source, self.sources[seed % len(self.sources)], progress=progressed
+            ),
             "sheet": lambda: contact_sheet(source, source.with_suffix(".png"), count=2, width=32),
             "smart": lambda: self.clip(source, 0.3, 1.7, "smart"),
             "copy": lambda: self.clip(source, 0.3, 1.7, "copy"),
@@ -91,11 +102,13 @@ class Trial:
             jobs["variant"] = lambda: self.variant(source, seed)
         found = {}
         for name, job in jobs.items():
+            progressed()
             try:
                 done = job()
                 found[name] = done if isinstance(done, str) else WELL
             except VideoError as error:
                 found[name] = type(error).__name__
+        faulthandler.cancel_dump_traceback_later()
         source.unlink()
         source.with_suffix(".png").unlink(missing_ok=True)
         return found
@@ -110,7 +123,7 @@ class Trial:
         mp4, webm = (self.folder / f"{source.stem}-variant{kind}" for kind in (".mp4", ".webm"))
         outputs = [Output(mp4, plan.picture, plan.sound, plan.encoding), Output(webm, encoding=SMALL)]
         try:
-            for result in render(source, outputs):
+            for result in render(source, outputs, progress=progressed):
                 if isinstance(result, Exception):
                     raise result
                 assert len(frames_of(result.path)) == result.frames

@@ -303,7 +303,7 @@ class VideoEncodingResponse(_Response):
     playlist: Path | None = None
     """Of HLS: the master playlist."""
     seconds: float = 0.0
-    """Wall time of the last attempt, measured in the worker."""
+    """Wall time of the last attempt, measured in the worker; of a video in pieces, of joining them."""
     attempts: int = 1
     backend: str = ""
     """The engine that its batch ran on."""

@@ -342,6 +342,8 @@ class Runner:
         keeper, key, cost = how.get("checkpoint"), how.get("key"), how.get("cost")
         if keeper is not None and not hasattr(keeper, "begin_many"):
             raise ConfigError(f"checkpoint is {keeper!r}", cure="It takes a video.Checkpoint(path).")
+        if keeper is not None and (total := how.get("total")) is not None:
+            keeper.set_total(total)  # now: a batch that is stopped does not come to its end
         if key is not None and not callable(key):
             raise ConfigError(f"key is {key!r}", cure="It takes a function of an item.")
         row = self._policies if keeper is None else (keeper, *self._policies)

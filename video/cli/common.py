@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -61,6 +62,15 @@ def say(console: Console, words: str, label: str = "") -> None:
 def counted(count: int, thing: str) -> str:
     """`1 video`, `2 videos`."""
     return f"{count} {thing}" + ("" if count == 1 else "s")
+
+
+def how_to_go_on(place: Path) -> str:
+    """What to do after a batch was stopped.
+
+    :param place: its checkpoint.
+    """
+    named = place.parent if place.name == CHECKPOINT else place
+    return f"; the same command goes on from there, or video jobs resume {shlex.quote(str(named))}"
 
 
 def machine_reads(json: bool) -> bool:

@@ -90,7 +90,7 @@ def _show(facts: dict[str, Any]) -> None:
         ["seconds", _words(facts["seconds"]), "of the video"],
         ["blur", _words(facts["blur"]), "pixels, mean width of edges: 2 to 5 is sharp"],
         ["black", _spans(facts["black"]), "seconds without a picture"],
-        ["frozen", _spans(facts["frozen"]), "seconds in which nothing moves"],
+        ["frozen", _spans(facts["frozen"]), "seconds in which one picture stands still"],
         ["loudness", _words(facts["loudness"]), "LUFS"],
         ["true_peak", _words(facts["true_peak"]), "dBTP"],
     ]

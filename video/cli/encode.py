@@ -20,6 +20,7 @@ from video.cli.common import (
     counted,
     engine_options,
     go_on,
+    how_to_go_on,
     length_of_time,
     machine_reads,
     output,
@@ -234,9 +235,9 @@ def run_encode(
                 say(console, f"{counted(kept.answered, 'video')} done by an earlier run, {rest}")
     except KeyboardInterrupt:
         done = sum(response.success for response in responses)
-        words = "; the same command goes on from there, or video jobs resume" if place is not None else ""
+        more = "" if place is None else how_to_go_on(place)
         stay = f"; files stay in {out}" if done else ""
-        say(console, f"stopped after {counted(done, 'video')} of {len(sources)}{stay}{words}")
+        say(console, f"stopped after {counted(done, 'video')} of {len(sources)}{stay}{more}")
         return STOPPED_EXIT
     if not lines:
         show(responses, out, dry_run)

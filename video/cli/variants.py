@@ -73,7 +73,7 @@ Examples:
     default=0.9,
     show_default=True,
     metavar="SSIM",
-    help="Of enhanced_metrics: how near each variant stays; 1 is the same.",
+    help="Of enhanced_metrics: how near each variant stays, in the mean of its pictures; 1 is the same.",
 )
 @click.option(
     "--format",

@@ -101,7 +101,7 @@ def open_input(path: str | os.PathLike[str], *, header_only: bool = False) -> In
             raise UnsupportedMedia(
                 "is of a kind that is not read here, such as a playlist or an image",
                 subject=name,
-                cure="Give the video file itself.",
+                cure="Give the video file itself; of an HLS playlist, the file that it names.",
             ) from error
 
 

@@ -78,7 +78,7 @@ class Quality:
     black: tuple[tuple[float, float], ...]
     """Spans (start, end) without a picture to see."""
     frozen: tuple[tuple[float, float], ...]
-    """Spans (start, end) in which nothing moves."""
+    """Spans (start, end) in which one picture stands still; they adjoin where another follows it."""
     loudness: float | None
     """LUFS, of the first sound as a whole; None without sound, or where it is silent."""
     true_peak: float | None

@@ -8,6 +8,7 @@ Pictures are shown as players show them, with rotation and pixel shape applied.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
 import unicodedata
@@ -27,6 +28,8 @@ from PIL import Image, ImageDraw, ImageFont
 from video import scope
 from video.errors import ConfigError, InvalidMedia
 from video.media import base, probe, seek
+
+logger = logging.getLogger("video")
 
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 LARGEST = 65_500
@@ -75,7 +78,7 @@ def contact_sheet(
 ) -> Path:
     """Write one picture that shows `count` key frames of a video, evenly spread, each with its time.
 
-    A video with fewer key frames gives fewer pictures.
+    A video with fewer key frames gives fewer pictures, and a warning in the log "video" says so.
 
     :param width: of each small picture, in pixels.
     :param title: a line over the pictures.
@@ -93,6 +96,9 @@ def contact_sheet(
                 shots[shot.seconds] = shot.image
         if not shots:
             raise _no_picture(container)
+    if len(shots) < count:
+        name = os.path.basename(source)
+        logger.warning("%r has key frames for %d pictures, not for %d", name, len(shots), count)
     tiles = [_stamped(image, _clock(seconds)) for seconds, image in sorted(shots.items())]
     return _save(_sheet(tiles, [], columns, title), target)
 

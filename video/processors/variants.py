@@ -145,7 +145,8 @@ class VideoProcessingManager:
         :param input_files: local videos.
         :param strategy: see `video.media.strategies`.
         :param progress_callback: told the percentage that is done.
-        :param ssim_floor: of `enhanced_metrics`: SSIM to the source that each variant keeps, between 0 and 1.
+        :param ssim_floor: of `enhanced_metrics`: SSIM to the source, between 0 and 1, that each variant keeps
+            in the mean of its pictures; single ones may be below.
         :param format: mp4, mkv or mov.
         :return: a dict for each variant, in order: `variant_id`, `status` ("completed" or "failed"),
             `processing_time` (seconds; of what was made together, an equal part), `file_size` (bytes),
