@@ -5,7 +5,8 @@
 
 Everything that speaks to the cluster runs on one event loop: that of the user's client, or else one in a
 thread of ours. Answers are unpickled, and futures finished, in another thread, so that callbacks may block.
-What a call does in its worker is in `_dask_call`, a cluster on this machine in `_dask_cluster`.
+What a call does in its worker is in `_dask_call`, what its caller has of it in `_dask_future`, a cluster on
+this machine in `_dask_cluster`.
 
 The scheduler knows which worker has a call, not whether it has begun. So each call says so itself, by an
 event: its time limit starts when that arrives, by our own clock, and it names the worker for `kill`. A
@@ -23,18 +24,13 @@ import contextlib
 import functools
 import importlib.util
 import itertools
-import json
-import logging
-import os
 import queue
-import sys
 import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any, ClassVar
 
 import video.scope as scope
@@ -42,17 +38,13 @@ from video import resources
 from video.backends import _pickling
 from video.backends._dask_call import (
     BEGAN,
-    BROKEN,
     DONE,
     ENDED,
-    FAILED,
     GONE,
     GRACE_SECONDS,
     MADE,
-    REFUSED,
     REPORT,
     TAKEN,
-    UNREADABLE,
     Parcel,
     end_call,
     end_worker,
@@ -63,14 +55,13 @@ from video.backends._dask_call import (
     run_call,
 )
 from video.backends._dask_cluster import LEAVE_SECONDS, Cluster
-from video.backends.base import ChunkLost, Ran, Traits, arrived
+from video.backends._dask_future import Call, Unreadable, chunk_lost, sized, unavailable, value_of, without_us
+from video.backends._dask_loop import Quiet, address_of, loop_of, turn
+from video.backends.base import Traits
 from video.config import ParallelConfig
 from video.errors import (
     BackendUnavailable,
-    ConfigError,
     NotPicklable,
-    RemoteTraceback,
-    WorkerDied,
     described,
 )
 
@@ -90,8 +81,6 @@ LOAD_SECONDS = 60.0
 """How long a call may take to import what it needs before its time limit starts all the same."""
 TRANSFER_SECONDS = 600.0
 """How long a result may take to cross: the time limit is for the item, not for the size of its result."""
-LARGE_BYTES = 1 << 20
-"""Calls larger than this go to a worker as data; in the task graph they would weigh on the scheduler."""
 SEND_SECONDS = 0.002
 """Our client's pause between messages. With its own, 10 ms, 30 short calls took 160 ms instead of 110."""
 SENT_EACH = 2
@@ -101,70 +90,6 @@ FETCH_SECONDS = 1.0
 long, before the scheduler has the call run again."""
 MOST_RESENT = 3
 """How often a call may lose its worker before it began, until that is taken for its own fault."""
-
-
-class _Quiet(logging.Filter):
-    """Drops what distributed logs in one thread, that of our own loop: all of it comes to the caller as
-    errors. The user's own clients have loops, and threads, of their own."""
-
-    def __init__(self, thread: int | None) -> None:
-        super().__init__()
-        self._thread = thread
-        families = ("distributed", "tornado", "asyncio")
-        names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in families]
-        self._loggers = [logging.getLogger(name) for name in names]
-        for logger in self._loggers:
-            logger.addFilter(self)
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.thread != self._thread
-
-    def remove(self) -> None:
-        for logger in self._loggers:
-            logger.removeFilter(self)
-
-
-_beginning = threading.Lock()
-
-
-class _Call(Future[Any]):
-    """A call and its future in one."""
-
-    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        super().__init__()
-        self.call: tuple[Callable[..., Any], tuple[Any, ...]] | None = (fn, args)
-        self.packed: Parcel | bytes = b""
-        self.by_value = False
-        self.number = -1
-        """Of its last sending."""
-        self.remote: Any = None
-        """The cluster's future."""
-        self.address: str | None = None
-        """Of the worker that it began on."""
-        self.started: float | None = None
-        self.confirmed = False
-        """The scheduler has heard that it begins."""
-        self.resent = 0
-        self.dropped = False
-        """It is given up; its future will soon say so."""
-        self.listener: Callable[[float, str], None] | None = None
-        self._begun = False
-
-    def begin(self) -> bool:
-        """It runs from now on; False: it is cancelled, of which its waiters now hear, or done."""
-        with _beginning:
-            if self._begun:
-                return self.running()
-            self._begun = True
-            return self.set_running_or_notify_cancel()
-
-    def finish(self, value: Any, error: BaseException | None) -> None:
-        if self.begin():
-            self.call, self.packed = None, b""  # the caller may keep the future
-            if error is None:
-                self.set_result(value)
-            else:
-                self.set_exception(error)
 
 
 class DaskExecutor:
@@ -180,7 +105,7 @@ class DaskExecutor:
         if config.initializer is not None or config.finalizer is not None:
             self._hooks = _pickling.dumps_by_value((config.initializer, config.finalizer))
         self._cluster: Cluster | None = None
-        if config.cluster is None and _address(None) is None:
+        if config.cluster is None and address_of(None) is None:
             self._cluster = self._start_cluster()  # at once: it imports the same as we do next, beside us
         self._distributed: Any = importlib.import_module("distributed")
         of_user = isinstance(config.cluster, self._distributed.Client)
@@ -190,16 +115,16 @@ class DaskExecutor:
         self._closed = False
         self._closing = threading.Lock()
         self._ending: threading.Thread | None = None
-        self._calls: set[_Call] = set()
+        self._calls: set[Call] = set()
         """Those that are not done."""
 
         # Of the loop's thread alone:
         self._client: Any = None
-        self._waiting: deque[_Call] = deque()
+        self._waiting: deque[Call] = deque()
         self._most_sent = SENT_EACH * workers
-        self._sending: set[_Call] = set()
+        self._sending: set[Call] = set()
         """Large ones whose data is on its way."""
-        self._sent: dict[int, _Call] = {}
+        self._sent: dict[int, Call] = {}
         self._files: dict[int, set[str]] = {}
         """Unfinished files, by the sending of the call that made them."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -212,8 +137,8 @@ class DaskExecutor:
 
         self._outbox: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._quiet: _Quiet | None = None
-        self._loop = self._start_loop() if self._foreign is None else _loop_of(self._foreign)
+        self._quiet: Quiet | None = None
+        self._loop = self._start_loop() if self._foreign is None else loop_of(self._foreign)
         self._postman = threading.Thread(target=self._deliver, name="video-dask-answers", daemon=True)
         self._postman.start()
         try:
@@ -229,14 +154,14 @@ class DaskExecutor:
         :raises RuntimeError: once it is shut down.
         :raises BackendUnavailable: if the user has closed his client.
         """
-        call = _Call(fn, args)
+        call = Call(fn, args)
         with self._closing:
             if self._closed:
                 raise RuntimeError("this executor is closed")
             self._calls.add(call)
         call.add_done_callback(self._over)
         try:
-            call.packed = _sized(parcel_of(DONE, call.call))
+            call.packed = sized(parcel_of(DONE, call.call))
         except NotPicklable as error:
             call.finish(None, error)
             return call
@@ -249,18 +174,18 @@ class DaskExecutor:
 
     def running(self, call: Future[Any]) -> tuple[int, float] | None:
         """As `backends.base` says; of a chunk it knows when it began, and not which item it is on."""
-        assert isinstance(call, _Call)
+        assert isinstance(call, Call)
         started = call.started
         return None if started is None or call.done() else (0, started)
 
     def watch(self, call: Future[Any], listener: Callable[[float, str], None]) -> None:
         """Pass on what the call reports; `listener` is called in another thread."""
-        assert isinstance(call, _Call)
+        assert isinstance(call, Call)
         call.listener = listener
 
     def kill(self, call: Future[Any]) -> None:
         """Give up a running call, and kill its worker if it does not end by itself. Returns at once."""
-        assert isinstance(call, _Call)
+        assert isinstance(call, Call)
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._give_up, call)
 
@@ -287,12 +212,12 @@ class DaskExecutor:
                 act()
             del act
 
-    def _settle(self, call: _Call, answer: Parcel | None, error: BaseException | None) -> None:
+    def _settle(self, call: Call, answer: Parcel | None, error: BaseException | None) -> None:
         value = None
         if answer is not None:
             try:
-                value = _value(answer)
-            except _Unreadable as failure:
+                value = value_of(answer)
+            except Unreadable as failure:
                 if self._send_by_value(call):
                     return
                 error = failure.for_caller()
@@ -300,7 +225,7 @@ class DaskExecutor:
                 error = failure
         call.finish(value, error)
 
-    def _send_by_value(self, call: _Call) -> bool:
+    def _send_by_value(self, call: Call) -> bool:
         """Send it again with what it needs of `__main__`, which a worker does not have.
 
         :return: False if that was tried already.
@@ -309,7 +234,7 @@ class DaskExecutor:
             return False
         call.by_value = True
         try:
-            call.packed = _sized(Parcel(DONE, _pickling.dumps_by_value(call.call)))
+            call.packed = sized(Parcel(DONE, _pickling.dumps_by_value(call.call)))
             self._loop.call_soon_threadsafe(self._send, call)
         except (NotPicklable, RuntimeError):
             return False
@@ -317,7 +242,7 @@ class DaskExecutor:
 
     # On the loop: calls
 
-    def _accept(self, call: _Call) -> None:
+    def _accept(self, call: Call) -> None:
         self._waiting.append(call)
         self._fill()
 
@@ -328,7 +253,7 @@ class DaskExecutor:
             if call.begin():
                 self._send(call)
 
-    def _send(self, call: _Call) -> None:
+    def _send(self, call: Call) -> None:
         if call.dropped:
             return
         if self._lost is not None or self._client.status != "running":
@@ -338,7 +263,7 @@ class DaskExecutor:
         else:
             self._keep(self._send_large(call, call.packed))
 
-    async def _send_after_mending(self, call: _Call) -> None:
+    async def _send_after_mending(self, call: Call) -> None:
         try:
             async with self._mending:
                 if self._lost is not None or self._client.status != "running":
@@ -351,13 +276,13 @@ class DaskExecutor:
         else:
             self._send(call)
 
-    async def _send_large(self, call: _Call, packed: Parcel) -> None:
+    async def _send_large(self, call: Call, packed: Parcel) -> None:
         self._sending.add(call)
         self._watch_calls()
         try:
             data = await self._placed(packed)
         except Exception as error:  # noqa: BLE001  # distributed's or the network's
-            self._answer(call, None, _unavailable(f"a call cannot be sent to a worker ({described(error)})"))
+            self._answer(call, None, unavailable(f"a call cannot be sent to a worker ({described(error)})"))
         except asyncio.CancelledError:  # as in `_collect`
             self._answer(call, None, self._gone())
             raise
@@ -378,7 +303,7 @@ class DaskExecutor:
             await asyncio.sleep(0.1)
         raise RuntimeError("its workers do not take it")
 
-    def _submit(self, call: _Call, data: Any) -> None:
+    def _submit(self, call: Call, data: Any) -> None:
         if call.dropped:
             return
         call.number = number = next(self._numbers)
@@ -389,13 +314,13 @@ class DaskExecutor:
             # One group of keys: so the scheduler keeps back what no worker is free for.
             call.remote = self._client.submit(run_call, about, data, key=(self._topic, number), pure=False)
         except Exception as error:  # noqa: BLE001  # distributed's or the network's
-            self._answer(call, None, _unavailable(f"its scheduler is lost ({described(error)})"))
+            self._answer(call, None, unavailable(f"its scheduler is lost ({described(error)})"))
             return
         self._sent[number] = call
         self._keep(self._collect(call, number, call.remote))
         self._watch_calls()
 
-    async def _collect(self, call: _Call, number: int, remote: Any) -> None:
+    async def _collect(self, call: Call, number: int, remote: Any) -> None:
         answer: Parcel | None = None
         error: Exception | None = None
         try:
@@ -413,7 +338,7 @@ class DaskExecutor:
             remote.release()
             self._fill()
 
-    def _conclude(self, call: _Call, answer: Parcel | None, error: Exception | None) -> None:
+    def _conclude(self, call: Call, answer: Parcel | None, error: Exception | None) -> None:
         call.remote = None
         if error is not None and not isinstance(error, BackendUnavailable):
             error = self._judged(call, error)
@@ -426,24 +351,24 @@ class DaskExecutor:
         self._files.pop(call.number, None)
         self._answer(call, answer, error)
 
-    def _judged(self, call: _Call, error: Any) -> Exception | None:
+    def _judged(self, call: Call, error: Any) -> Exception | None:
         """What a call fails with that the cluster failed with `error`; None: it is to be sent again."""
         waited = call.address is None and call.resent < MOST_RESENT
         if isinstance(error, self._distributed.KilledWorker):
             # Each call is heard of before it does anything, so this one did nothing.
-            return None if waited else _chunk_lost("its worker died", certain=False)
+            return None if waited else chunk_lost("its worker died", certain=False)
         if isinstance(error, concurrent.futures.CancelledError):
             reason = getattr(error, "reason", "")
             if reason == "scheduler-connection-lost" or self._client.status != "running":
-                return _unavailable("the connection to its scheduler is lost")
+                return unavailable("the connection to its scheduler is lost")
             if waited:  # its data was on a worker that died
                 return None
-            return _chunk_lost("the cluster has dropped it", certain=False)
+            return chunk_lost("the cluster has dropped it", certain=False)
         if isinstance(error.__cause__ or error, ImportError):
-            return _without_us(error.__cause__ or error)
-        return _unavailable(f"it cannot run the call ({described(error)})")
+            return without_us(error.__cause__ or error)
+        return unavailable(f"it cannot run the call ({described(error)})")
 
-    def _answer(self, call: _Call, answer: Parcel | None, error: BaseException | None) -> None:
+    def _answer(self, call: Call, answer: Parcel | None, error: BaseException | None) -> None:
         if isinstance(error, BackendUnavailable) and call.address is not None:
             error = BackendUnavailable(error.cause, subject=error.subject, cure=error.cure, begun=True)
         self._outbox.put(functools.partial(self._settle, call, answer, error))
@@ -475,17 +400,17 @@ class DaskExecutor:
 
     def _over(self, call: Future[Any]) -> None:
         """In whichever thread the call ended, or was cancelled."""
-        assert isinstance(call, _Call)
+        assert isinstance(call, Call)
         self._calls.discard(call)
         if call.cancelled():
             call.begin()  # so that its waiters hear of it
 
-    def _give_up(self, call: _Call) -> None:
+    def _give_up(self, call: Call) -> None:
         if not call.done():
-            self._drop(call, _chunk_lost("it was given up"))
+            self._drop(call, chunk_lost("it was given up"))
             self._fill()
 
-    def _drop(self, call: _Call, error: Exception) -> None:
+    def _drop(self, call: Call, error: Exception) -> None:
         """Fail a call, take it back from the cluster, and stop it where it runs."""
         call.dropped = True
         self._answer(call, None, error)
@@ -536,7 +461,7 @@ class DaskExecutor:
             now = time.monotonic()
             if threads is None:
                 if now - heard > LOST_SECONDS - WATCH_SECONDS:
-                    self._lost = _unavailable("its scheduler does not answer")
+                    self._lost = unavailable("its scheduler does not answer")
                     self._fail_all(self._lost)
                 continue
             heard = now
@@ -545,7 +470,7 @@ class DaskExecutor:
             if threads:
                 staffed = now
             elif now - staffed > (LOST_SECONDS if self._had_workers else NO_WORKER_SECONDS) - WATCH_SECONDS:
-                self._fail_all(_unavailable("it has no workers", cure="Start workers for its scheduler."))
+                self._fail_all(unavailable("it has no workers", cure="Start workers for its scheduler."))
         self._watched = False
 
     def _fail_all(self, error: BackendUnavailable) -> None:
@@ -563,7 +488,7 @@ class DaskExecutor:
         if self._foreign is not None:
             self._client = self._foreign
         else:
-            address = _address(self._config.cluster)
+            address = address_of(self._config.cluster)
             if address is None:
                 self._cluster = self._cluster or self._start_cluster()
                 address = await self._cluster.address()
@@ -580,9 +505,9 @@ class DaskExecutor:
                     self._client.register_plugin(plugin, name=self._topic), CONNECT_SECONDS
                 )
         except ImportError as error:
-            raise _without_us(error) from error
+            raise without_us(error) from error
         except Exception as error:
-            raise _unavailable(f"its scheduler does not answer ({described(error)})") from error
+            raise unavailable(f"its scheduler does not answer ({described(error)})") from error
 
     async def _new_client(self, address: str) -> Any:
         client = None
@@ -657,9 +582,9 @@ class DaskExecutor:
 
     def _start_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=_turn, args=(loop,), name="video-dask-loop", daemon=True)
+        self._thread = threading.Thread(target=turn, args=(loop,), name="video-dask-loop", daemon=True)
         self._thread.start()
-        self._quiet = _Quiet(self._thread.ident)
+        self._quiet = Quiet(self._thread.ident)
         return loop
 
     def _do(self, work: Coroutine[Any, Any, None], seconds: float | None = None) -> None:
@@ -693,123 +618,7 @@ class DaskExecutor:
             self._quiet.remove()
 
     def _gone(self) -> BackendUnavailable:
-        return _unavailable("its client is closed", cure="Keep the client open while the engine uses it.")
-
-
-def _turn(loop: asyncio.AbstractEventLoop) -> None:
-    """The thread of our loop."""
-    loop.run_forever()
-    loop.run_until_complete(_cancel_tasks())
-    loop.run_until_complete(loop.shutdown_default_executor())
-    loop.close()
-
-
-async def _cancel_tasks() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=LEAVE_SECONDS)
-
-
-def _loop_of(client: Any) -> asyncio.AbstractEventLoop:
-    """
-    :raises BackendUnavailable: if the user's client is closed, or its loop is the caller's own: to wait for
-        it would be to wait for ever.
-    """
-    if client.status != "running":
-        raise _unavailable(f"its client is {client.status}", cure="Pass one that is connected.")
-    if client.asynchronous:
-        raise _unavailable(
-            "its client runs on the caller's event loop",
-            cure="Pass the scheduler's address, or a Client made without asynchronous=True.",
-        )
-    loop: asyncio.AbstractEventLoop = client.loop.asyncio_loop
-    return loop
-
-
-def _address(cluster: Any) -> str | None:
-    """Of the scheduler that the setting names; None: there is to be a local cluster.
-
-    :raises BackendUnavailable: if it names a scheduler file that cannot be read.
-    :raises ConfigError: if it is nothing of the kind.
-    """
-    if cluster is None:
-        return os.environ.get("DASK_SCHEDULER_ADDRESS") or None
-    named = getattr(cluster, "scheduler_address", cluster)  # a LocalCluster and its like
-    if not isinstance(named, str | os.PathLike):
-        raise ConfigError(
-            f"cluster is {cluster!r}", cure="It takes an address, the path of a scheduler file, or a Client."
-        )
-    path = Path(named)
-    if path.suffix != ".json" and not path.is_file():
-        return str(named)
-    try:
-        return str(json.loads(path.read_text("utf-8"))["address"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise BackendUnavailable(
-            f"is no scheduler file ({described(error)})",
-            subject=str(path),
-            cure="Pass the file that `dask scheduler --scheduler-file` writes.",
-        ) from error
-
-
-def _sized(parcel: Parcel) -> Parcel | bytes:
-    """Small calls travel in the task graph, and have all in one pickle."""
-    if sys.getsizeof(parcel) > LARGE_BYTES:
-        return parcel
-    return _pickling.dumps(parcel.open()) if parcel.buffers else parcel.body
-
-
-class _Unreadable(Exception):
-    """A call did not unpickle in the worker."""
-
-    def for_caller(self) -> NotPicklable:
-        error = NotPicklable(
-            f"does not unpickle in a worker ({str(self).strip().splitlines()[-1]})",
-            cure="Pass plain data such as paths, or use the thread engine.",
-        )
-        error.__cause__ = RemoteTraceback(str(self))
-        return error
-
-
-def _value(answer: Parcel) -> Any:
-    """The result of a call; raises what it raised."""
-    if answer.what == REFUSED:
-        if answer.body:
-            words = bytes(answer.body).decode("utf-8", "replace")
-            raise _unavailable(f"its scheduler does not say that a call may begin ({words})")
-        raise _chunk_lost("its worker died, and its result with it", certain=False)
-    if answer.what == UNREADABLE:
-        raise _Unreadable(bytes(answer.body).decode("utf-8", "replace"))
-    try:
-        value = answer.open()
-    except Exception as error:
-        raise NotPicklable(
-            f"the result does not unpickle ({described(error)})",
-            cure="Return plain data, or use the thread engine.",
-        ) from error
-    if answer.what == FAILED:
-        raise arrived(*value)
-    if answer.what == BROKEN:
-        cause = arrived(*value)
-        raise _unavailable(f"the initializer failed in a worker ({described(cause)})") from cause
-    return value
-
-
-def _chunk_lost(words: str, *, certain: bool = True) -> ChunkLost:
-    return ChunkLost(WorkerDied(words), Ran([], [], []), certain=certain)
-
-
-def _without_us(error: BaseException) -> BackendUnavailable:
-    return _unavailable(
-        f"it cannot run the call ({described(error)})",
-        cure="Install this package, and what the task needs, on its scheduler and workers.",
-    )
-
-
-def _unavailable(words: str, cure: str = "Look at its scheduler and workers.") -> BackendUnavailable:
-    return BackendUnavailable(words, subject="the Dask cluster", cure=cure)
+        return unavailable("its client is closed", cure="Keep the client open while the engine uses it.")
 
 
 class DaskBackend:
