@@ -38,8 +38,10 @@ MOST_MB = 600.0
 WORKER = """
 import json, pathlib, sys, time
 from video import scope
+from video.media.catalogue import available
 from video.media.variants import Wanted, make
-print(flush=True)
+available()
+print(time.process_time(), flush=True)
 for line in sys.stdin:
     source, folder, seed, numbers = json.loads(line)
     wanted = [Wanted(pathlib.Path(folder, f"{n}.mp4"), "standard", seed, n) for n in numbers]

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
+import hashlib
 import itertools
 import signal
+import statistics
+import sys
 import threading
 import time
 import warnings
@@ -18,7 +23,7 @@ import pytest
 
 from tests import tasks
 from tests.waiting import until
-from video import ParallelConfig, Runner, profiles, registry
+from video import ParallelConfig, Runner, calibrate, profiles, registry
 from video.auto import Auto
 from video.backends.process import ProcessBackend
 from video.batch import Batch, Opened, Progress
@@ -524,6 +529,20 @@ def test_it_says_beforehand_what_it_knows(runner: Runner) -> None:
     assert runner.explain() is None
 
 
+def test_a_start_that_was_measured_on_a_busy_machine_is_put_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDEO_CACHE_DIR", str(tmp_path))
+    slow = dataclasses.replace(calibrate.measure("process"), start=60.0)
+    monkeypatch.setattr(calibrate, "measure", lambda _: slow)
+    calibrate.calibrate(["process"])
+    with Runner(ParallelConfig(max_workers=2)) as runner:
+        runner.map(time.sleep, [0.02] * 40, kind="python", cost=10.0)
+        assert (decision := runner.explain()) is not None
+        assert decision.backend == "process"
+    assert 0 < calibrate.remembered()["process"].start < 30.0
+
+
 # What is measured
 
 
@@ -543,6 +562,27 @@ def test_python_code_holds_the_lock() -> None:
     measured = measure(steps)
     assert measured.gil > 0.6
     assert measured.cpu == pytest.approx(measured.wall, rel=0.5)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells of other threads")
+def test_what_another_cpu_computes_just_now_counts() -> None:
+    """Its clock is up to 4 ms behind, of which an item that is looked at early has not many."""
+    data, behind = bytes(400 << 20), []
+    probe = Probe()
+    probe.look()
+    thread = threading.Thread(target=probe.run, args=(lambda _: len(hashlib.sha256(data).digest()), [0], 1))
+    thread.start()
+    assert thread.native_id is not None
+    clock = ~thread.native_id << 3 | 6  # as pthread_getcpuclockid(3) has it
+    while thread.is_alive() and len(behind) < 30:
+        time.sleep(0.0013)
+        with contextlib.suppress(OSError):
+            measured = probe.measured()
+            if measured is not None and not measured.items:
+                behind.append(time.clock_gettime(clock) - measured.cpu)
+    thread.join(60)
+    probe.close()
+    assert statistics.median(behind) < 0.0011
 
 
 def test_waiting_takes_no_cpu_and_no_lock() -> None:

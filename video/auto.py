@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from video import profiles, resources, selector
+from video import calibrate, profiles, resources, selector
 from video.backends.base import CHUNK_SECONDS, Executor
 from video.batch import Opened, Progress
 from video.errors import BackendUnavailable
@@ -112,6 +112,8 @@ class Auto:
         """Engines that it left: not to be gone back to, unless there is no other."""
         self._starting = False
         """The engine has not answered yet."""
+        self._opened = 0.0
+        """When it began to start."""
         self._listening: Listening | None = None
         """To the interpreter's lock, since progress is not what it should be."""
         self._watched = _Watched()
@@ -142,7 +144,7 @@ class Auto:
             self._probe.driver = threading.get_native_id()
             return self._look_at_probe(self._probe, now, progress)
         if self._starting and progress.done > self._watched.since.done:
-            self._expect(now, progress, self._watched.each)  # it is there, and the clock starts
+            self._has_started(now, progress)
         return self._look_at_progress(now, progress) if now >= self.check_at else None
 
     def close(self) -> None:
@@ -332,11 +334,18 @@ class Auto:
         each = max(0.0, best.seconds - best.start) / _count(progress.left, measured)
         self._expect(now, progress, each)
         if best.start:
-            self._starting = True
+            self._starting, self._opened = True, now
             self.check_at += START_PATIENCE * best.start
         return dataclasses.replace(opened, bounded=tight)
 
     # Watching
+
+    def _has_started(self, now: float, progress: Progress) -> None:
+        """The engine has answered: the clock starts for what it is to do."""
+        assert self.decision is not None
+        work = (progress.work - self._watched.since.work) / self.decision.workers
+        calibrate.started(self.decision.backend, now - self._opened - work)
+        self._expect(now, progress, self._watched.each)
 
     def _expect(self, start: float, progress: Progress, each: float) -> None:
         """From `start` on, an item is to take `each` seconds by the clock on the wall."""

@@ -43,6 +43,8 @@ NAP_SECONDS = 1e-3
 """Length of a first call on threads: without, one would answer for all. It is subtracted."""
 SETTLE_SECONDS = 0.5
 """A worker that has not answered for so long after the others is not waited for."""
+BETTER = 0.9
+"""Below this share of what is stored, a start is worth storing."""
 PATIENCE = 60.0
 """Seconds for one answer."""
 MOST_SECONDS = 3600.0
@@ -84,6 +86,14 @@ def remembered() -> dict[str, Cost]:
     return dict(engines) if versions == _versions() else {}
 
 
+def started(name: str, seconds: float) -> None:
+    """An engine was just seen to start within so many seconds. If a longer start is stored of it, that was
+    measured while the machine had other work, and is put right."""
+    known = remembered()
+    if name in known and 0 < seconds < BETTER * known[name].start:
+        _store(known | {name: dataclasses.replace(known[name], start=seconds)})
+
+
 def file() -> Path:
     """Where the figures are stored."""
     return profiles.folder() / "constants.json"
@@ -117,9 +127,13 @@ def calibrate(names: Iterable[str] | None = None, progress: Progress | None = No
         else:
             tell(name, found[name])
     if found:
-        engines = {name: dataclasses.asdict(cost) for name, cost in (remembered() | found).items()}
-        profiles.write(file(), {"versions": _versions(), "engines": engines})
+        _store(remembered() | found)
     return found
+
+
+def _store(costs: dict[str, Cost]) -> None:
+    engines = {name: dataclasses.asdict(cost) for name, cost in costs.items()}
+    profiles.write(file(), {"versions": _versions(), "engines": engines})
 
 
 def measure(name: str) -> Cost:
