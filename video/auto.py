@@ -26,7 +26,7 @@ from video.selector import Asked, Candidate, Decision, Engine, Machine, Measured
 
 IN_PLACE = ("serial", "thread")
 """Engines to which nothing needs to cross."""
-LOOKS = (0.001, 0.003, 0.006, 0.012, 0.025, 0.05, 0.1, 0.25)
+LOOKS = (0.001, 0.0035, 0.006, 0.012, 0.025, 0.05, 0.1, 0.25)
 """Seconds after which the probe is looked at, whatever has ended: at the first the listening to the lock
 begins, by the last it is decided, even if the first item still runs: the others shall not wait for it."""
 ENOUGH_SECONDS = 0.025
@@ -37,6 +37,9 @@ FREE = 0.2
 however long it takes."""
 FREE_SECONDS = 0.0018
 """Of one that never lets go by itself, nothing is heard for 5 ms; of one that does, some naps by then."""
+STEP_SECONDS = 0.006
+"""What the probe runs in one go, at least an item. Between two the lock is free, so that brief ones would
+seem to hold it less than they do."""
 WAIT_SECONDS = 0.0012
 """The same for one that uses no CPU either."""
 WATCH_SECONDS = 0.1
@@ -191,7 +194,7 @@ class Auto:
         if not here:
             self._own.append(opened.executor)
         # In steps that may settle it: what is run in one go here, cannot be taken elsewhere.
-        return dataclasses.replace(opened, run=self._probe.run, target=FREE_SECONDS, here=here)
+        return dataclasses.replace(opened, run=self._probe.run, target=STEP_SECONDS, here=here)
 
     def _threads(self, workers: int) -> int:
         return native_threads(self._fixed_threads, self._cpus, workers)
