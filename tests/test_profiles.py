@@ -258,6 +258,7 @@ def test_without_a_home_nothing_is_remembered_anywhere(
 
     monkeypatch.delenv("VIDEO_CACHE_DIR")
     monkeypatch.setattr(platformdirs, "user_cache_path", user_cache_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "asked anew")
     save(NAME, MEASURED)
     assert load(NAME) is None
     assert list(workplace.iterdir()) == []

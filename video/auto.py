@@ -37,9 +37,12 @@ FREE = 0.2
 however long it takes."""
 FREE_SECONDS = 0.0018
 """Of one that never lets go by itself, nothing is heard for 5 ms; of one that does, some naps by then."""
+BRIEF_SECONDS = 0.0008
+"""What the probe runs in one go until the first look, at least an item: a short batch is over by then, or
+known to be short."""
 STEP_SECONDS = 0.006
-"""What the probe runs in one go, at least an item. Between two the lock is free, so that brief ones would
-seem to hold it less than they do."""
+"""The same from then on. Between two the lock is free, so that brief items would seem to hold it less than
+they do."""
 WAIT_SECONDS = 0.0012
 """The same for one that uses no CPU either."""
 WATCH_SECONDS = 0.1
@@ -102,6 +105,8 @@ class Auto:
         self._own: list[Executor] = []
         """Engines that only this batch uses: a probe must not wait behind another batch's long item."""
         self._probe: Probe | None = Probe()
+        self._probing_on: Opened | None = None
+        """What runs the probe."""
         self._probed: Probe | None = None
         """The probe, when it is over."""
         self._doubtful: Measured | None = None
@@ -194,7 +199,9 @@ class Auto:
         if not here:
             self._own.append(opened.executor)
         # In steps that may settle it: what is run in one go here, cannot be taken elsewhere.
-        return dataclasses.replace(opened, run=self._probe.run, target=STEP_SECONDS, here=here)
+        step = STEP_SECONDS if self._looks else BRIEF_SECONDS
+        self._probing_on = dataclasses.replace(opened, run=self._probe.run, target=step, here=here)
+        return self._probing_on
 
     def _threads(self, workers: int) -> int:
         return native_threads(self._fixed_threads, self._cpus, workers)
@@ -212,6 +219,10 @@ class Auto:
                 return self._decide(now, progress, measured)
             probe.look()
             self._looks += 1
+            if self._looks == 1:
+                self.check_at = max(now, probe.began + LOOKS[1])
+                assert self._probing_on is not None
+                return dataclasses.replace(self._probing_on, target=STEP_SECONDS)
             late = self._looks >= len(LOOKS)
             self.check_at = now + LOOKS[-1] if late else max(now, probe.began + LOOKS[self._looks])
         elif not probe.items or not (probe.looks or self._enough(probe)):

@@ -195,8 +195,10 @@ class Batch(Generic[R]):
         opened = pilot.steer(time.monotonic(), self._progress())
         if opened is None:
             return
+        before, choice = self._engine.opened.choice, opened.choice
         self._move(opened)
-        choice = opened.choice
+        if choice == before:  # in other steps
+            return
         self._tell(Kind.ENGINE_CHOSEN, total=self._total, workers=choice.workers, message=choice.reason)
 
     def _move(self, opened: Opened) -> None:

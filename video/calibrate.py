@@ -259,8 +259,12 @@ def _assumed(traits: Traits) -> Cost:
 
 
 def _versions() -> dict[str, str | int]:
-    machine = hashlib.sha256(platform.node().encode()).hexdigest()[:16]
-    return profiles.versions() | {"machine": machine}
+    return profiles.versions() | {"machine": _digest(platform.node())}
+
+
+@functools.lru_cache(maxsize=1)
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=1)

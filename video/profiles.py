@@ -43,6 +43,14 @@ def folder() -> Path:
     one in which nothing can be."""
     if named := os.environ.get("VIDEO_CACHE_DIR"):
         return Path(os.path.abspath(named))
+    return _usual_folder(*map(os.environ.get, ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "USERPROFILE")))
+
+
+@functools.lru_cache(maxsize=1)
+def _usual_folder(*_: str | None) -> Path:
+    """
+    :param _: of the environment, whatever it may depend on: to find it takes a tenth of what AUTO may.
+    """
     import platformdirs  # 10 ms that most programs never need
 
     try:
