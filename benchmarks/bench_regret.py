@@ -54,8 +54,8 @@ EXAMPLES = """examples:
 SIZES = (10, 100, 1_000, 10_000)
 REPEATS = 3
 BRIEF_SECONDS, BRIEF_REPEATS = 3.0, 15
-"""A cell of brief batches goes on for so long, or for so many rounds: what disturbs a batch for some
-milliseconds is most of one that takes as long."""
+"""A cell of brief batches goes on until they took so long together, or for so many rounds: what disturbs a
+batch for some milliseconds is most of one that takes as long."""
 SEED = 7
 """Of the order of the contestants, and of the slow items."""
 
@@ -539,7 +539,8 @@ def measure(
                 cell.figures[contestant] = Figures([least], at_least=True)
                 running.remove(contestant)
     for number in itertools.count():
-        if number >= repeats and (time.monotonic() - start > BRIEF_SECONDS or number >= BRIEF_REPEATS):
+        measured = sum(sum(figures.times) for figures in cell.figures.values())
+        if number >= repeats and (measured > BRIEF_SECONDS or number >= BRIEF_REPEATS):
             break
         turns = order.sample(sorted(running), len(running))
         if number == 0:
