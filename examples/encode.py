@@ -14,6 +14,6 @@ sources = sys.argv[1:] or [write_sample(Path("samples"), seconds=10)]
 with VideoEncodingProcessor() as processor:
     for response in processor.batch_encode_videos(sources, quality="medium", ladder=(720, 180)):
         if response.error is not None:
-            print("failed:", response.error.message)
+            sys.exit(response.error.message)
         for one in response.outputs:
             print(f"{one.path}: {one.width}x{one.height}, {one.frames} frames, {one.bytes} bytes")

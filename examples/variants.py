@@ -19,7 +19,7 @@ def main(path: str | Path) -> None:
         if one["error"] is None:
             print(f"{one['output_path']}: SSIM {one['measures']['ssim']:.3f}")
         else:
-            print(f"{one['variant_id']} failed: {one['error']}")
+            sys.exit(f"{one['variant_id']} failed: {one['error']}")
 
     engine = ConcurrentTransformationEngine()
     print(engine.plan(path, [["vignette", "crop", "speed", "bass"]]))

@@ -987,3 +987,14 @@ def test_one_that_is_closed_says_so_and_how_to_go_on(tmp_path: Path) -> None:
             use()
     with Runner(ParallelConfig(backend="serial")) as runner, pytest.raises(ConfigError, match="closed"):
         runner.map(never, ["a"], checkpoint=checkpoint)
+
+
+def test_the_total_is_known_before_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite"
+    with Checkpoint(path) as checkpoint, Runner(ParallelConfig(backend="serial")) as runner:
+        outcomes = runner.stream(abs, range(5000), checkpoint=checkpoint)
+        next(iter(outcomes))
+        outcomes.close()
+    (info,) = list_batches(path)
+    assert info.total == 5000
+    assert not info.complete

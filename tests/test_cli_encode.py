@@ -190,3 +190,27 @@ def test_a_killed_run_goes_on_with_the_pieces_that_are_done(film: Path, tmp_path
     assert again.returncode == 0
     assert numbers(tmp_path / "encoded" / "film.mp4") == list(range(250))
     assert files(tmp_path / "encoded") == {"film.mp4"}
+
+
+def test_ctrl_c_before_anything_is_made_leaves_no_folder(tmp_path: Path) -> None:
+    film = write_video(tmp_path / "film.mp4", frames=500, size=(640, 480))
+    program = subprocess.Popen(
+        [*VIDEO, "encode", str(film), "--codec", "hevc", "--quality", "high", "--backend", "process"],
+        cwd=tmp_path, env=ENVIRONMENT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    until(lambda: list(tmp_path.glob("encoded/.*.encoding/*")) or program.poll() is not None, 60)
+    program.send_signal(signal.SIGINT)
+    try:
+        _, said = program.communicate(timeout=30)
+    finally:
+        program.kill()
+    assert program.returncode == 130, said
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
+
+
+@pytest.mark.parametrize("words", [("encode", "--target", "nan"), ("variants", "--ssim-floor", "nan")])
+def test_no_number_is_refused_as_a_share(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = run(*words, "a.mp4", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "'nan' is no number above" in done.stderr

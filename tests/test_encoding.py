@@ -1126,3 +1126,42 @@ def test_the_documentation_has_the_presets_and_codecs_as_they_are() -> None:
             assert f"{speed}, {tool.scale} {value} |" in rows[codec]
     for name, known in CODECS_OF.items():
         assert f"| `{name}` | " + (", ".join(f"`{one}`" for one in known) or "its own") in text
+
+
+def test_a_source_that_was_cut_short_is_said_to_be(
+    serial: VideoEncodingProcessor, samples: list[Path], tmp_path: Path
+) -> None:
+    (whole,) = encoded(serial, samples[0], tmp_path / "whole", quality="low")
+    assert whole.note == ""
+    part = tmp_path / "part.mp4"
+    part.write_bytes(whole.path.read_bytes()[: whole.bytes // 2])
+    (found,) = encoded(serial, part, tmp_path / "out", quality="low")
+    assert 0 < found.frames < whole.frames
+    missing = float(re.fullmatch(r"its source ends (\S+) s before its header says", found.note)[1])  # type: ignore[index]
+    assert missing == pytest.approx(whole.seconds - found.seconds, abs=0.2)
+
+
+def test_a_request_may_be_a_mapping_of_its_fields(
+    serial: VideoEncodingProcessor, numbered: Path, tmp_path: Path
+) -> None:
+    (response,) = serial.batch_encode_videos(
+        [{"source": str(numbered), "quality": "low"}], format="mkv", output_dir=tmp_path
+    )
+    assert [one.path.suffix for one in response.outputs] == [".mkv"]
+    assert response.request is not None
+    assert response.request.quality == "low"
+
+
+@pytest.mark.parametrize(
+    ("results", "wrong", "says"),
+    [
+        (["a.mp4"], {"parallel_workers": "x"}, "parallel_workers is 'x'"),
+        (["a.mp4"], {"ladder": 90}, "ladder is 90"),
+        (None, {}, "results is None"),
+    ],
+)
+def test_arguments_of_other_types_are_named(
+    results: Any, wrong: dict[str, Any], says: str, serial: VideoEncodingProcessor
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        serial.batch_encode_videos(results, **wrong)

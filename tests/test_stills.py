@@ -208,3 +208,13 @@ def test_side_by_side_needs_a_time_that_both_have(numbered: Path, tmp_path: Path
     with pytest.raises(ConfigError, match=r"the reference 4\.000 s long"):
         side_by_side(numbered, numbered, tmp_path / "both.png", offset=9)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sheet_of_fewer_pictures_than_asked_for_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    video = write_video(tmp_path / "few.mp4", frames=50, gop=25)
+    contact_sheet(video, tmp_path / "s.png", count=2)
+    assert caplog.messages == []
+    contact_sheet(video, tmp_path / "s.png", count=12)
+    assert caplog.messages == ["'few.mp4' has key frames for 2 of 12 pictures"]

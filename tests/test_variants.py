@@ -637,12 +637,12 @@ def test_the_service_works_as_a_class_and_as_an_object(service: Any, clip: Path,
 
 
 def test_a_benchmark_recommends_a_number_of_workers(clip: Path, tmp_path: Path) -> None:
-    found = FFmpegTransformationService.benchmark_processing_speed(clip, tmp_path, test_variants=2)
+    found = FFmpegTransformationService.benchmark_processing_speed(clip, tmp_path / "x", test_variants=2)
     workers = [row["workers"] for row in found["rows"]]
     assert workers == sorted(set(workers))
     assert found["recommended_workers"] in workers
     assert found["best_time"] == min(row["seconds"] for row in found["rows"])
-    assert files(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_more_workers_than_cpus_memory_and_work_have_room_for() -> None:
@@ -659,6 +659,8 @@ def test_an_input_says_how_many_workers_it_is_worth(clip: Path) -> None:
     assert FFmpegTransformationService.get_optimal_worker_count(clip) == 1
     with pytest.raises(SourceNotFound):
         FFmpegTransformationService.get_optimal_worker_count("nosuch.mp4")
+    with pytest.raises(ConfigError, match="num_variants is 0"):
+        FFmpegTransformationService.get_optimal_worker_count(clip, 0)
 
 
 # The command

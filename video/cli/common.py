@@ -44,6 +44,21 @@ def length_of_time(least: float = 0.0) -> Callable[[Any], float]:
     return seconds
 
 
+def share(least: float) -> Callable[[Any], float]:
+    """The type of an option that takes a number above `least` and below 1; NaN, which is neither, is none."""
+
+    def number(words: Any) -> float:
+        try:
+            found = float(words)
+        except ValueError:
+            found = math.nan
+        if not least < found < 1:
+            raise click.BadParameter(f"{words!r} is no number above {least:g} and below 1, such as 0.97.")
+        return found
+
+    return number
+
+
 def people() -> Console:
     """Progress, notes and errors: standard error, so that output can be piped."""
     return Console(stderr=True, highlight=False, emoji=False)

@@ -26,6 +26,7 @@ from video.cli.common import (
     output,
     people,
     say,
+    share,
 )
 from video.cli.inputs import expand
 from video.models import (
@@ -87,7 +88,7 @@ def _sides(ctx: click.Context, option: click.Parameter, words: str) -> tuple[int
         cure = (
             f"Give up to {MOST_RUNGS} whole numbers from {LEAST_SIDE} to {MOST_SIDE}, such as 1080,720,480."
         )
-        raise click.BadParameter(f"{words!r} are no renditions. {cure}", ctx, option)
+        raise click.BadParameter(f"{words!r} names no sizes of renditions. {cure}", ctx, option)
     return sides
 
 
@@ -122,7 +123,7 @@ def _sides(ctx: click.Context, option: click.Parameter, words: str) -> tuple[int
 )
 @click.option(
     "--target",
-    type=click.FloatRange(0.5, 1, min_open=True, max_open=True),
+    type=share(0.5),
     metavar="SSIM",
     help="Instead: how much like the source it must look, such as 0.97; samples are measured.",
 )

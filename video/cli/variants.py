@@ -22,6 +22,7 @@ from video.cli.common import (
     output,
     people,
     say,
+    share,
 )
 from video.cli.inputs import expand
 from video.sources.base import readable
@@ -69,7 +70,7 @@ Examples:
 )
 @click.option(
     "--ssim-floor",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=share(0.0),
     default=0.9,
     show_default=True,
     metavar="SSIM",
@@ -129,7 +130,8 @@ def variants(
             )
             go_on()
     except KeyboardInterrupt:
-        say(console, f"stopped; variants that were whole stay in {out}")
+        stay = f"; variants that were whole stay in {out}" if out.exists() else ""
+        say(console, f"stopped{stay}")
         return STOPPED_EXIT
     if machine_reads(json):
         for place, one in enumerate(found):

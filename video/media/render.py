@@ -26,6 +26,7 @@ from av.video.stream import VideoStream
 
 from video import scope
 from video.errors import ConfigError, ItemCancelled
+from video.events import logger
 from video.media import base
 from video.media.chain import Chain
 from video.media.encode import CLIP, FORMATS, Encoding, Fit, PictureWriter, check, muxer
@@ -82,6 +83,9 @@ class Rendered:
     """Pictures that were read of the source."""
     damaged: int
     """Pictures of the source that could not be decoded, or had absurd times, and were left out."""
+    missing: float = 0.0
+    """Seconds at the end of the source that its header promises and that are not there, as in a file that was
+    cut short; 0 for less than a second."""
 
 
 def render(
@@ -138,10 +142,26 @@ def render(
         with contextlib.suppress(_AllFailed), base.media_errors(name):
             fan.check()
             span = read(container, video, audio, zero + Fraction(start), last, fan)
-            return [one.error or one.rendered(span, zero) for one in made]
+            missing = _missing(video, span, last)
+            if missing:
+                ends, short = float(span.end - zero), os.path.basename(name)
+                logger.warning("%r ends after %.1f s, %.1f s before its header says", short, ends, missing)
+            return [one.error or one.rendered(span, zero, missing) for one in made]
         return [one.error for one in made if one.error is not None]
 
 
+def _missing(video: VideoStream, span: Span, last: Fraction) -> float:
+    """See `Rendered`."""
+    if not video.duration:
+        return 0.0
+    begins, tick = video.start_time or 0, base.fraction(video.time_base)
+    promised = min(last, (begins + video.duration) * tick)
+    missing = promised - span.end
+    return float(missing) if missing > max(Fraction(1), video.duration * tick * MOST_MISSING) else 0.0
+
+
+MOST_MISSING = Fraction(1, 20)
+"""Headers are not exact: a smaller share of what they promise may be missing."""
 _FOR_EVER = 2**40
 _MOST_SECONDS = 2**31
 """A time that all time bases can tell."""
@@ -367,7 +387,7 @@ class _Rendition:
         self._bytes = self._part.stat().st_size
         self._place.close()
 
-    def rendered(self, span: Span, zero: Fraction) -> Rendered:
+    def rendered(self, span: Span, zero: Fraction, missing: float) -> Rendered:
         assert self._pictures is not None
         return Rendered(
             path=self.path,
@@ -380,6 +400,7 @@ class _Rendition:
             end=float(span.end - zero),
             source_frames=span.frames,
             damaged=span.damaged,
+            missing=missing,
         )
 
     def _take_filtered(self, frame: VideoFrame) -> None:

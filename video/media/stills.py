@@ -98,7 +98,7 @@ def contact_sheet(
             raise _no_picture(container)
     if len(shots) < count:
         name = os.path.basename(source)
-        logger.warning("%r has key frames for %d pictures, not for %d", name, len(shots), count)
+        logger.warning("%r has key frames for %d of %d pictures", name, len(shots), count)
     tiles = [_stamped(image, _clock(seconds)) for seconds, image in sorted(shots.items())]
     return _save(_sheet(tiles, [], columns, title), target)
 

@@ -302,6 +302,7 @@ def _refuse_foreign(folder: Path) -> None:
 def _encoded(rung: Rung, one: Rendered, **more: Any) -> Encoded:
     about = {name: value for name, value in asdict(one).items() if name in Encoded.model_fields}
     lost = f"{one.damaged} of its pictures were damaged and left out" if one.damaged else ""
-    note = "; ".join(filter(None, (rung.note, lost)))
+    short = f"its source ends {one.missing:.1f} s before its header says" if one.missing else ""
+    note = "; ".join(filter(None, (rung.note, lost, short)))
     told = {"encoder": rung.encoding.video, "setting": rung.setting, "ssim": rung.ssim, "note": note}
     return Encoded.model_validate(about | told | more)

@@ -74,4 +74,5 @@ class Watch:
             try:
                 self._progress(percent)
             except Exception:  # noqa: BLE001  # the caller's own, which must not end the batch
-                logger.exception("progress_callback failed at %.0f %%", percent)
+                logger.exception("progress_callback failed at %.0f %%, and is told no more", percent)
+                self._progress = None

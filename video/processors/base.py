@@ -79,6 +79,8 @@ class Processor(ABC, Generic[Request, Response]):
         cache in memory."""
         self.runner = Runner(self.config, observers=observers, policies=self.policies)
         self._error_handler: Callable[[BaseException, Any], Response | None] | None = None
+        self._latest: Names | None = None
+        """The names of the latest batch."""
 
     def _policies(self) -> list[Policy]:
         from video.policies.twins import Twins
@@ -332,6 +334,8 @@ class Processor(ABC, Generic[Request, Response]):
     def close(self) -> None:
         """End the workers. The processor can be used again; it then starts new ones."""
         self.runner.close()
+        if self._latest is not None:
+            self._latest.tidy()  # what a stopped batch had begun is gone only now
 
     def __enter__(self) -> Self:
         return self
@@ -407,7 +411,7 @@ class _Batch(Generic[Request, Response]):
         self._choice = choice
         self._asked: dict[int, tuple[Any, str, Request | None]] = {}
         """Each request as it was passed in, what it is about, and as it was understood."""
-        self._names = Names()
+        self._names = processor._latest = Names()
         if isinstance(requests, Sequence):
             self._names.inputs.update(map(_real_path, requests))
 

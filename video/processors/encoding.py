@@ -130,8 +130,8 @@ class VideoEncodingProcessor(FileProcessor[VideoEncodingRequest, VideoEncodingRe
     ) -> list[VideoEncodingResponse]:
         """Encode videos, or the clips of clip responses; a response for each, in order, errors inside.
 
-        :param results: paths, addresses, `VideoEncodingRequest` ones, or what clip processors give (the clips
-            of each are encoded; one that failed is answered with its error).
+        :param results: paths, addresses, `VideoEncodingRequest` ones or mappings of their fields, or what
+            clip processors give (the clips of each are encoded; one that failed is answered with its error).
         :param format: "mp4", "mkv", "webm", "gif" or "hls".
         :param quality: "low", "medium" or "high"; or the least SSIM, such as 0.97, that is to be kept.
         :param parallel_workers: at most; fewer where CPUs, memory or the configuration's `max_workers` are
@@ -144,6 +144,10 @@ class VideoEncodingProcessor(FileProcessor[VideoEncodingRequest, VideoEncodingRe
         """
         if isinstance(results, str | bytes | os.PathLike | Mapping):
             raise ConfigError("results is a single one", cure="Put it into a list.")
+        if not isinstance(results, Iterable):
+            raise ConfigError(f"results is {results!r}", cure="Give a list of paths or of responses.")
+        if not isinstance(ladder, Iterable):
+            raise ConfigError(f"ladder is {ladder!r}", cure="It takes a list, such as (720, 360).")
         settings = {
             "format": format, "quality": quality, "codec": codec, "ladder": tuple(ladder), "sound": sound,
             "output_dir": Path(output_dir), "hardware": hardware, "chunk_seconds": chunk_seconds,
@@ -164,8 +168,8 @@ class VideoEncodingProcessor(FileProcessor[VideoEncodingRequest, VideoEncodingRe
             the processor was given.
         :raises ConfigError: it is below 1.
         """
-        if most is not None and most < 1:
-            raise ConfigError(f"parallel_workers is {most}", cure="It takes a whole number of at least 1.")
+        if most is not None and not (isinstance(most, int) and most >= 1):
+            raise ConfigError(f"parallel_workers is {most!r}", cure="It takes a whole number of at least 1.")
         cpus, memory = resources.usable_cpus(), resources.free_memory()
         fits = min(one for one in (cpus, most, self._most) if one is not None)
         if ENCODING.workers(memory, LARGE_PIXELS) < fits:
@@ -313,6 +317,8 @@ def _asked(
         return [one]
     if isinstance(one, str | os.PathLike):
         return [{**settings, "source": os.fspath(one)}]
+    if isinstance(one, Mapping) and "source" in one:
+        return [{**settings, **one}]
     clips = getattr(one, "clips", None)
     if clips is None and getattr(one, "path", None) is not None:
         clips = [one]

@@ -104,7 +104,10 @@ class FFmpegTransformationService:
         most = max(1, min(resources.usable_cpus(), test_variants))
         counts = sorted({*(2**power for power in range(most.bit_length()) if 2**power < most), most})
         rows = []
-        with scope.unfinished(Path(output_dir) / f".speed-{secrets.token_hex(4)}") as folder:
+        made = not os.path.exists(output_dir)
+        with scope.unfinished(
+            Path(output_dir) if made else Path(output_dir) / f".speed-{secrets.token_hex(4)}"
+        ) as folder:
             for count in counts:
                 began = time.perf_counter()
                 found = VideoProcessingManager(count).process_variants_parallel(
@@ -141,8 +144,11 @@ class FFmpegTransformationService:
         :param input_path: a video, of which half a second is encoded to find out what a frame costs; None: a
             long one of 720p is meant.
         :param num_variants: of it that are to be made.
+        :raises ConfigError: `num_variants` is no whole number of at least 1.
         :raises SourceNotFound, SourceError, InvalidMedia, UnsupportedMedia: it cannot be used.
         """
+        if not isinstance(num_variants, int) or num_variants < 1:
+            raise ConfigError(f"num_variants is {num_variants!r}", cure="It takes 1 or more.")
         pixels, work = USUAL_PIXELS, math.inf
         if input_path is not None:
             with Runner(ParallelConfig(threads_per_worker=1, timeout=VARIANT_SECONDS)) as runner:
