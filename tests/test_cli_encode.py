@@ -122,7 +122,10 @@ def test_jobs_resume_goes_on_with_what_was_asked_for(short: Path, tmp_path: Path
     [
         (["--quality", "low", "--target", "0.9"], "give one"),
         (["--format", "webm", "--codec", "h264"], "webm cannot have the codec h264"),
-        (["--ladder", "720,x"], "'--ladder': '720,x' names no sizes of renditions. Give up to 12 whole numbers from 16"),
+        (
+            ["--ladder", "720,x"],
+            "'--ladder': '720,x' names no sizes of renditions. Give up to 12 whole",
+        ),
         (["--ladder", "2"], "'2' names no sizes of renditions"),
         (["--ladder", "720,99999"], "16 to 8640, such as 1080,720,480"),
         (["--ladder", "720,,360"], "'720,,360' names no sizes of renditions"),

@@ -178,10 +178,36 @@ def running_cluster(folder: Path, **more: Any) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def local() -> Iterator[engine.DaskExecutor]:
-    """On a cluster of its own, which tests may kill workers of."""
-    with executor() as one:
-        yield one
+def clusters() -> Iterator[list[engine.DaskExecutor]]:
+    found: list[engine.DaskExecutor] = []
+    yield found
+    for one in found:
+        one.shutdown(cancel_futures=True)
+
+
+@pytest.fixture
+def local(clusters: list[engine.DaskExecutor]) -> engine.DaskExecutor:
+    """On a cluster of its own, which tests may kill workers of. Once in some hundred kills Dask starts no
+    other worker for a long time; what comes after must not fail for it."""
+    if clusters and not is_whole(clusters[-1]):
+        clusters.pop().shutdown(cancel_futures=True)
+    if not clusters:
+        clusters.append(opened())
+    return clusters[-1]
+
+
+def is_whole(one: engine.DaskExecutor) -> bool:
+    """Whether both of its workers are there, within seconds."""
+
+    async def workers() -> int:
+        return len(await one._client.nthreads())
+
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if asyncio.run_coroutine_threadsafe(workers(), one._loop).result(SECONDS) == 2:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 @pytest.fixture(scope="module")
