@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import os
 import secrets
@@ -104,10 +106,12 @@ class FFmpegTransformationService:
         most = max(1, min(resources.usable_cpus(), test_variants))
         counts = sorted({*(2**power for power in range(most.bit_length()) if 2**power < most), most})
         rows = []
-        made = not os.path.exists(output_dir)
-        with scope.unfinished(
-            Path(output_dir) if made else Path(output_dir) / f".speed-{secrets.token_hex(4)}"
-        ) as folder:
+        place = Path(output_dir)
+        missing = list(itertools.takewhile(lambda one: not one.exists(), [place, *place.parents]))
+        with contextlib.ExitStack() as stack:
+            for one in reversed(missing):
+                stack.callback(_remove_if_empty, one)
+            folder = stack.enter_context(scope.unfinished(place / f".speed-{secrets.token_hex(4)}"))
             for count in counts:
                 began = time.perf_counter()
                 found = VideoProcessingManager(count).process_variants_parallel(
@@ -158,6 +162,11 @@ class FFmpegTransformationService:
             assert found.value is not None
             pixels, work = found.value[0], found.value[1] * num_variants
         return worker_count(resources.usable_cpus(), MEMORY_SHARE * resources.free_memory(), pixels, work)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def worker_count(cpus: int, memory: float, pixels: int, work: float) -> int:
