@@ -219,12 +219,11 @@ class Auto:
                 return self._decide(now, progress, measured)
             probe.look()
             self._looks += 1
-            if self._looks == 1:
-                self.check_at = max(now, probe.began + LOOKS[1])
-                assert self._probing_on is not None
-                return dataclasses.replace(self._probing_on, target=STEP_SECONDS)
             late = self._looks >= len(LOOKS)
             self.check_at = now + LOOKS[-1] if late else max(now, probe.began + LOOKS[self._looks])
+            if self._looks == 1:  # it is not short
+                assert self._probing_on is not None
+                return dataclasses.replace(self._probing_on, target=STEP_SECONDS)
         elif not probe.items or not (probe.looks or self._enough(probe)):
             return None
         measured = probe.measured()

@@ -43,8 +43,9 @@ NAP_SECONDS = 1e-3
 """Length of a first call on threads: without, one would answer for all. It is subtracted."""
 SETTLE_SECONDS = 0.5
 """A worker that has not answered for so long after the others is not waited for."""
-BETTER = 0.9
-"""Below this share of what is stored, a start is worth storing."""
+FAR_QUICKER = 0.5
+"""A start is stored that took less than this share of what was measured: one that is seen ends with the first
+worker's answer, some time before the last."""
 PATIENCE = 60.0
 """Seconds for one answer."""
 MOST_SECONDS = 3600.0
@@ -87,10 +88,10 @@ def remembered() -> dict[str, Cost]:
 
 
 def started(name: str, seconds: float) -> None:
-    """An engine was just seen to start within so many seconds. If a longer start is stored of it, that was
-    measured while the machine had other work, and is put right."""
+    """An engine was just seen to start within so many seconds. If a far longer start is stored of it, that
+    was measured while the machine had other work, and is put right."""
     known = remembered()
-    if name in known and 0 < seconds < BETTER * known[name].start:
+    if name in known and 0 < seconds < FAR_QUICKER * known[name].start:
         _store(known | {name: dataclasses.replace(known[name], start=seconds)})
 
 
