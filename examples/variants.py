@@ -19,7 +19,9 @@ def main(path: str | Path) -> None:
         if one["error"] is None:
             print(f"{one['output_path']}: SSIM {one['measures']['ssim']:.3f}")
         else:
-            sys.exit(f"{one['variant_id']} failed: {one['error']}")
+            print(f"{one['variant_id']} failed: {one['error']}")
+    if all(one["error"] is not None for one in found):
+        sys.exit("no variant could be made")
 
     engine = ConcurrentTransformationEngine()
     print(engine.plan(path, [["vignette", "crop", "speed", "bass"]]))
