@@ -41,7 +41,7 @@ from video import scope
 from video.media.catalogue import available
 from video.media.variants import Wanted, make
 available()
-print(time.process_time(), flush=True)
+print(flush=True)
 for line in sys.stdin:
     source, folder, seed, numbers = json.loads(line)
     wanted = [Wanted(pathlib.Path(folder, f"{n}.mp4"), "standard", seed, n) for n in numbers]
@@ -53,7 +53,8 @@ for line in sys.stdin:
     line = next(line for line in pathlib.Path("/proc/self/status").open() if line.startswith("VmHWM:"))
     print(json.dumps([spent, int(line.split()[1]) * 1024 / 1e6]), flush=True)
 """
-"""Makes variants together, in one warm process; says CPU seconds, and its peak of memory in MB."""
+"""Makes variants together, in one warm process, which has found out what its FFmpeg can do; says CPU seconds,
+and its peak of memory in MB."""
 
 
 @pytest.fixture(scope="module")

@@ -187,8 +187,8 @@ def clusters() -> Iterator[list[engine.DaskExecutor]]:
 
 @pytest.fixture
 def local(clusters: list[engine.DaskExecutor]) -> engine.DaskExecutor:
-    """On a cluster of its own, which tests may kill workers of. Once in some hundred kills Dask starts no
-    other worker for a long time; what comes after must not fail for it."""
+    """On a cluster of its own, which tests may kill workers of. Dask was seen to start no other worker for
+    20 s after that; the next test must not fail for it."""
     if clusters and not is_whole(clusters[-1]):
         clusters.pop().shutdown(cancel_futures=True)
     if not clusters:

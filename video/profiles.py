@@ -49,7 +49,8 @@ def folder() -> Path:
 @functools.lru_cache(maxsize=1)
 def _usual_folder(*_: str | None) -> Path:
     """
-    :param _: of the environment, whatever it may depend on: to find it takes a tenth of what AUTO may.
+    :param _: of the environment, all that it may depend on. AUTO asks before every batch, and to find it anew
+        takes longer than a short batch should notice.
     """
     import platformdirs  # 10 ms that most programs never need
 

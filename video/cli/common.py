@@ -32,10 +32,7 @@ def length_of_time(least: float = 0.0) -> Callable[[Any], float]:
     """
 
     def seconds(words: Any) -> float:
-        try:
-            found = float(words)
-        except ValueError:
-            found = math.nan
+        found = _number(words)
         if not math.isfinite(found) or found < least or found <= 0:
             bound = f"from {least:g} on" if least else "above 0"
             raise click.BadParameter(f"{words!r} is no length of time. Give seconds {bound}, such as 600.")
@@ -45,18 +42,24 @@ def length_of_time(least: float = 0.0) -> Callable[[Any], float]:
 
 
 def share(least: float) -> Callable[[Any], float]:
-    """The type of an option that takes a number above `least` and below 1; NaN, which is neither, is none."""
+    """The type of an option that takes a number above `least` and below 1. NaN, which click's own range lets
+    pass, is none."""
 
     def number(words: Any) -> float:
-        try:
-            found = float(words)
-        except ValueError:
-            found = math.nan
+        found = _number(words)
         if not least < found < 1:
             raise click.BadParameter(f"{words!r} is no number above {least:g} and below 1, such as 0.97.")
         return found
 
     return number
+
+
+def _number(words: Any) -> float:
+    """NaN for what is none."""
+    try:
+        return float(words)
+    except ValueError:
+        return math.nan
 
 
 def people() -> Console:

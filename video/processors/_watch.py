@@ -64,9 +64,9 @@ class Watch:
         self._percent()
 
     def _percent(self) -> None:
-        if self._progress is None:
-            return
         with self._lock:  # workers report at the same time
+            if self._progress is None:
+                return
             percent = min(100.0, 100.0 * sum(self._done) / max(1, self._total))
             if percent <= self._told:
                 return

@@ -79,8 +79,7 @@ class Processor(ABC, Generic[Request, Response]):
         cache in memory."""
         self.runner = Runner(self.config, observers=observers, policies=self.policies)
         self._error_handler: Callable[[BaseException, Any], Response | None] | None = None
-        self._latest: Names | None = None
-        """The names of the latest batch."""
+        self._latest_names: Names | None = None
 
     def _policies(self) -> list[Policy]:
         from video.policies.twins import Twins
@@ -334,8 +333,8 @@ class Processor(ABC, Generic[Request, Response]):
     def close(self) -> None:
         """End the workers. The processor can be used again; it then starts new ones."""
         self.runner.close()
-        if self._latest is not None:
-            self._latest.tidy()  # what a stopped batch had begun is gone only now
+        if self._latest_names is not None:
+            self._latest_names.tidy()  # what a stopped batch had begun is gone only now
 
     def __enter__(self) -> Self:
         return self
@@ -411,7 +410,7 @@ class _Batch(Generic[Request, Response]):
         self._choice = choice
         self._asked: dict[int, tuple[Any, str, Request | None]] = {}
         """Each request as it was passed in, what it is about, and as it was understood."""
-        self._names = processor._latest = Names()
+        self._names = processor._latest_names = Names()
         if isinstance(requests, Sequence):
             self._names.inputs.update(map(_real_path, requests))
 
