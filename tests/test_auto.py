@@ -543,6 +543,24 @@ def test_a_start_that_was_measured_on_a_busy_machine_is_put_right(
     assert 0 < calibrate.remembered()["process"].start < 30.0
 
 
+def test_an_item_that_ends_elsewhere_is_no_start_of_the_engine(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first item still ran where it was measured when the others went to worker processes."""
+    seen: list[tuple[str, float]] = []
+    monkeypatch.setattr(calibrate, "started", lambda *told: seen.append(told))
+
+    def opened(choice: Choice, own: bool) -> Opened:
+        return runner._engines.open(choice, own=own)
+
+    auto = Auto(runner._eligible, Asked(left=9), 2, None, opened, lambda _: None, lambda: "")
+    auto._decide(began := time.monotonic(), Progress(0, 0.0, 9), Measured(5.0, 5.0, 1.0))
+    auto.steer(began, Progress(1, 5.0, 8))
+    assert seen == []
+    auto.steer(began, Progress(2, 5.5, 7, answer=(began + 0.75, 0.5)))
+    assert seen == [("process", pytest.approx(0.25))]
+
+
 # What is measured
 
 

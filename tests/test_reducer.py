@@ -210,6 +210,19 @@ def test_what_an_earlier_engine_still_runs_takes_no_room_on_the_next() -> None:
     assert reducer.next_lease(0.0) == 0
 
 
+def test_an_engine_answers_first_for_what_it_was_given_itself() -> None:
+    reducer = batch()
+    first = lease(reducer)
+    reducer.move(reducer.rules, Sizes(4))
+    second = lease(reducer)
+    answer(reducer, first)
+    assert reducer.answer is None
+    answer(reducer, second)
+    assert reducer.answer is not None
+    reducer.move(reducer.rules, Sizes(4))
+    assert reducer.answer is None
+
+
 def test_where_its_width_is_strict_it_does_take_room() -> None:
     reducer = batch(width=2, most_leases=8, bounded=True)
     first = lease(reducer)

@@ -151,8 +151,8 @@ class Auto:
         if self._probe is not None:
             self._probe.driver = threading.get_native_id()
             return self._look_at_probe(self._probe, now, progress)
-        if self._starting and progress.done > self._watched.since.done:
-            self._has_started(now, progress)
+        if self._starting and progress.answer is not None:
+            self._has_started(now, progress, *progress.answer)
         return self._look_at_progress(now, progress) if now >= self.check_at else None
 
     def close(self) -> None:
@@ -353,11 +353,10 @@ class Auto:
 
     # Watching
 
-    def _has_started(self, now: float, progress: Progress) -> None:
+    def _has_started(self, now: float, progress: Progress, answered: float, work: float) -> None:
         """The engine has answered: the clock starts for what it is to do."""
         assert self.decision is not None
-        work = (progress.work - self._watched.since.work) / self.decision.workers
-        calibrate.started(self.decision.backend, now - self._opened - work)
+        calibrate.started(self.decision.backend, answered - self._opened - work)
         self._expect(now, progress, self._watched.each)
 
     def _expect(self, start: float, progress: Progress, each: float) -> None:

@@ -77,6 +77,9 @@ class Progress:
     """For how long those that run have run."""
     last: float = 0.0
     """`time.monotonic()` when one ended last."""
+    answer: tuple[float, float] | None = None
+    """`time.monotonic()` of the first answer of the engine that the batch is on, and the seconds of work in
+    it; None: that has not answered."""
 
 
 class Pilot(Protocol):
@@ -235,7 +238,7 @@ class Batch(Generic[R]):
             if self._total is not None or reducer.ended:
                 total = reducer.drawn if reducer.ended else max(self._total or 0, reducer.drawn)
                 left = max(0, total - reducer.done - len(ages))
-            return Progress(reducer.done, reducer.work, left, ages, self._last)
+            return Progress(reducer.done, reducer.work, left, ages, self._last, reducer.answer)
 
     def _age(self, lease: Lease, now: float) -> float | None:
         """For how long the item of a lease that runs now has run, at least; None: none does."""

@@ -128,6 +128,8 @@ class Reducer:
         self._leases: dict[int, Lease] = {}
         self._elsewhere: set[int] = set()
         """Leases that an engine from before the last move has: they take no room on the one that runs now."""
+        self.answer: tuple[float, float] | None = None
+        """When the engine that runs now answered first, and the seconds of work in that; None: it has not."""
         self._open = 0
         """Items of the leases that are not settled."""
         self._exclusive = False
@@ -157,7 +159,7 @@ class Reducer:
         """What comes next goes to another engine; leases keep to the one that has them."""
         sizes.follow(self._sizes)
         self.rules, self._sizes, self.broken = rules, sizes, None
-        self._elsewhere = set(self._leases)
+        self._elsewhere, self.answer = set(self._leases), None
 
     @property
     def work(self) -> float:
@@ -275,6 +277,8 @@ class Reducer:
             self.lost(number, RemoteError("its engine answered for more items than it was given"), now)
             return
         self._sizes.observe(ran.seconds)
+        if self.answer is None and number not in self._elsewhere:
+            self.answer = now, sum(ran.seconds)
         self._keep(lease, ran)
         if last and len(ran.values) == len(lease.items):
             self._close(lease)
