@@ -56,6 +56,9 @@ REPEATS = 3
 BRIEF_SECONDS, BRIEF_REPEATS = 3.0, 15
 """A cell of brief batches goes on until they took so long together, or for so many rounds: what disturbs a
 batch for some milliseconds is most of one that takes as long."""
+UNSTEADY = 1.5
+"""So do cells of longer ones where the same batch took so many times longer once than once more, on AUTO or
+on the best engine: three rounds say little of it."""
 SEED = 7
 """Of the order of the contestants, and of the slow items."""
 
@@ -510,6 +513,11 @@ class Cell:
         return None if seconds is None or best is None else seconds / best
 
     @property
+    def unsteady(self) -> bool:
+        compared = [self.figures[name].times for name in {AUTO, self.best or AUTO}]
+        return any(max(times) > UNSTEADY * min(times) for times in compared if times)
+
+    @property
     def missed(self) -> bool:
         regret, seconds = self.regret(AUTO), self.figures[AUTO].seconds
         if regret is None or seconds is None:
@@ -540,7 +548,8 @@ def measure(
                 running.remove(contestant)
     for number in itertools.count():
         measured = sum(sum(figures.times) for figures in cell.figures.values())
-        if number >= repeats and (measured > BRIEF_SECONDS or number >= BRIEF_REPEATS):
+        settled = measured > BRIEF_SECONDS and not cell.unsteady
+        if number >= repeats and (settled or number >= BRIEF_REPEATS):
             break
         turns = order.sample(sorted(running), len(running))
         if number == 0:
@@ -876,7 +885,8 @@ def arguments() -> argparse.Namespace:
         type=int,
         default=REPEATS,
         metavar="N",
-        help=f"rounds of each cell, at least: %(default)s; up to {BRIEF_REPEATS} within {BRIEF_SECONDS:g} s",
+        help=f"rounds of each cell, at least: %(default)s; up to {BRIEF_REPEATS} within {BRIEF_SECONDS:g} s, "
+        "or where they differ",
     )
     parser.add_argument(
         "--longest",

@@ -30,7 +30,8 @@ from video.batch import Batch, Opened, Progress
 from video.engines import EngineReplacedWarning
 from video.errors import BackendUnavailable, BatchFailed, ItemCancelled
 from video.events import Event, Kind
-from video.measure import Probe
+from video.measure import Probe, _Gauge
+from video.measure import _State as State
 from video.outcome import Outcome
 from video.plan import Choice
 from video.selector import Asked, Measured
@@ -561,6 +562,19 @@ def test_an_item_that_ends_elsewhere_is_no_start_of_the_engine(
     assert seen == [("process", pytest.approx(0.25))]
 
 
+def test_little_that_is_left_is_not_looked_at(runner: Runner) -> None:
+    """To choose an engine for it would take longer than any could save."""
+    auto = Auto(runner._eligible, Asked(left=1000), 2, None, lambda *_: opened, lambda _: None, lambda: "")
+    opened = runner._engines.open(Choice("serial", 1, 1, ""))
+    auto.first()
+    probe = auto._probe
+    assert probe is not None
+    probe.run(abs, range(10), 1)
+    assert auto.steer(auto.check_at, Progress(10, 0.0, 90)) is None
+    assert not probe.looks
+    assert auto.steer(auto.check_at, Progress(10, 0.0, 100_000_000)) is not None
+
+
 # What is measured
 
 
@@ -574,6 +588,18 @@ def measure(task: Callable[[int], Any], items: range = range(4)) -> Any:
     probe.close()
     assert measured is not None
     return measured
+
+
+@pytest.mark.parametrize(("heard", "counts"), [(0.001, False), (0.002, True)])
+def test_what_runs_briefly_is_not_heard(heard: float, counts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No nap can end too late in it: it would seem to leave the lock free."""
+    probe = Probe()
+    states = iter([State(0.0, 0.0, 0.0, 0.0, at, 0.0, 0.0) for at in (5.0, 5.0 + heard)])
+    monkeypatch.setattr(Probe, "looks", True)
+    monkeypatch.setattr(probe, "state", lambda *_, **__: next(states)._replace(now=1.0))
+    gauge = _Gauge(probe)
+    gauge._began = gauge._began._replace(now=0.0)
+    assert (gauge.read(1).heard > 0) is counts
 
 
 def test_python_code_holds_the_lock() -> None:

@@ -499,3 +499,27 @@ def test_a_signal_that_wakes_nobody_is_heeded_all_the_same() -> None:
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=40)
     assert done.stdout == "heeded\n", done.stderr
+
+
+@pytest.mark.parametrize("engine", ["serial", "thread"])
+def test_items_that_stay_in_this_process_are_drawn_little_ahead(engine: str) -> None:
+    """Its memory holds them, and their results: 20 ms of work for each chunk are enough."""
+    drawn = most = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal drawn
+        while True:
+            drawn += 1
+            yield drawn
+
+    config = ParallelConfig(backend=engine, max_workers=2)
+    with Runner(config) as runner, runner.stream(rests, endless()) as stream:
+        for read in range(400):
+            assert next(stream).ok
+            most = max(most, drawn - read)
+    assert most < 400
+
+
+def rests(item: int) -> int:
+    time.sleep(0.001)
+    return item

@@ -29,6 +29,8 @@ IN_PLACE = ("serial", "thread")
 LOOKS = (0.001, 0.0035, 0.006, 0.012, 0.025, 0.05, 0.1, 0.25)
 """Seconds after which the probe is looked at, whatever has ended: at the first the listening to the lock
 begins, by the last it is decided, even if the first item still runs: the others shall not wait for it."""
+HARDLY_SECONDS = 0.0025
+"""Work that is left, of which another engine could save no more than it takes to choose one."""
 ENOUGH_SECONDS = 0.025
 """Measured work that tells who holds the interpreter's lock: its holder lets go every 5 ms only."""
 ENOUGH_ITEMS = 2
@@ -36,15 +38,14 @@ FREE = 0.2
 """An item that holds the lock for less of its time, and was listened to for `FREE_SECONDS`, suits threads,
 however long it takes."""
 FREE_SECONDS = 0.0018
-"""Of one that never lets go by itself, nothing is heard for 5 ms; of one that does, some naps by then."""
+"""Of one that never lets go by itself, nothing is heard for 5 ms; of one that does, or waits, some naps by
+then."""
 BRIEF_SECONDS = 0.0008
 """What the probe runs in one go until the first look, at least an item: a short batch is over by then, or
 known to be short."""
 STEP_SECONDS = 0.006
 """The same from then on. Between two the lock is free, so that brief items would seem to hold it less than
 they do."""
-WAIT_SECONDS = 0.0012
-"""The same for one that uses no CPU either."""
 WATCH_SECONDS = 0.1
 """The first look at progress comes no earlier."""
 FEW_ITEMS, FEW_SECONDS = 8, 1.0
@@ -88,8 +89,8 @@ class Auto:
         key: str | None = None,
         here: bool = False,
     ) -> None:
-        self.decision: Decision | None = None
-        """The latest; None until there is one."""
+        self._latest: Decision | None = None
+        self._ended = False
         self._engines = engines
         self._asked = asked
         self._cpus = cpus
@@ -132,8 +133,22 @@ class Auto:
         self.check_at = self._began + LOOKS[0]
 
     @property
+    def decision(self) -> Decision | None:
+        """The latest; None until there is one."""
+        if self._latest is None and self._ended:  # only now: few ask
+            assert self._probed is not None
+            engine = "serial" if self._here else "thread"
+            reason = "it ended before there was anything to choose"
+            measured = self._known or self._probed.ended()
+            self._latest = Decision(engine, 1, self._threads(1), reason, measured=measured)
+        return self._latest
+
+    @property
     def eager(self) -> bool:
-        return self._probe is not None or self._starting
+        probe = self._probe
+        if probe is None:
+            return self._starting
+        return probe.looks or (probe.items > 0 and self._enough(probe))
 
     def first(self) -> Opened:
         """The engine to begin on: one thread of this process, for only here the lock can be measured, and
@@ -162,12 +177,7 @@ class Auto:
         probe, self._probe = self._probe, None
         if probe is not None:
             probe.close()
-            self._probed = probe
-            if self.decision is None:
-                reason = "it ended before there was anything to choose"
-                measured = self._known or probe.measured()
-                engine = "serial" if self._here else "thread"
-                self.decision = Decision(engine, 1, self._threads(1), reason, measured=measured)
+            self._probed, self._ended = probe, True
         for executor in self._own:
             self._release(executor)
         self._remember()
@@ -199,7 +209,7 @@ class Auto:
         if not here:
             self._own.append(opened.executor)
         # In steps that may settle it: what is run in one go here, cannot be taken elsewhere.
-        step = STEP_SECONDS if self._looks else BRIEF_SECONDS
+        step = STEP_SECONDS if self._probe.looks else BRIEF_SECONDS
         self._probing_on = dataclasses.replace(opened, run=self._probe.run, target=step, here=here)
         return self._probing_on
 
@@ -215,16 +225,21 @@ class Auto:
             return None
         late = False
         if now >= self.check_at:
-            if not probe.looks and (measured := self._short(probe, progress)) is not None:
-                return self._decide(now, progress, measured)
-            probe.look()
+            first = not probe.looks
+            ended = self._all_alike(probe, progress) if first else None
             self._looks += 1
             late = self._looks >= len(LOOKS)
             self.check_at = now + LOOKS[-1] if late else max(now, probe.began + LOOKS[self._looks])
-            if self._looks == 1:  # it is not short
+            if ended is not None:
+                if ended.wall * _count(progress.left, ended) < HARDLY_SECONDS:
+                    return None
+                if (measured := self._short(ended, progress)) is not None:
+                    return self._decide(now, progress, measured)
+            probe.look()
+            if first:  # it is not short
                 assert self._probing_on is not None
                 return dataclasses.replace(self._probing_on, target=STEP_SECONDS)
-        elif not probe.items or not (probe.looks or self._enough(probe)):
+        elif not probe.items or not self.eager:
             return None
         measured = probe.measured()
         if measured is None:
@@ -255,18 +270,17 @@ class Auto:
         """The probe has seen enough. Items that fail tell nothing: the next ones may not."""
         if probe.items and not measured.items:
             return False
-        if measured.gil < FREE:
-            waits = measured.cpu < selector.WAITS * measured.wall
-            if probe.heard >= (WAIT_SECONDS if waits else FREE_SECONDS):
-                return True
-        return self._enough(probe)
+        return (measured.gil < FREE and probe.heard >= FREE_SECONDS) or self._enough(probe)
 
-    def _short(self, probe: Probe, progress: Progress) -> Measured | None:
+    def _all_alike(self, probe: Probe, progress: Progress) -> Measured | None:
+        """What items take, if that of those that have ended is all there is to go by for the others, and it
+        is known how many there are."""
+        measured = probe.ended() if self._known is None and progress.left is not None else None
+        return measured if measured is not None and measured.items else None
+
+    def _short(self, ended: Measured, progress: Progress) -> Measured | None:
         """What items take at best, if even so no engine does what is left sooner than this thread."""
-        measured = probe.ended()
-        if self._known is not None or progress.left is None or measured is None or not measured.items:
-            return None
-        measured = selector.at_best(measured)
+        measured = selector.at_best(ended)
         candidates, machine = self._candidates(measured, progress.left)
         if selector.decide(candidates)[0].backend != "serial":
             return None
@@ -329,8 +343,8 @@ class Auto:
             if _all_refused(self._candidates(measured, progress.left)[0]):
                 break  # then what it was replaced by has to do
         tight = self._asked.workers is not None or selector.fitting(measured, machine) < 2 * best.workers
-        earlier = self.decision
-        self.decision = Decision(
+        earlier = self._latest
+        self._latest = latest = Decision(
             opened.choice.backend,
             opened.choice.workers,
             opened.choice.threads,
@@ -343,7 +357,7 @@ class Auto:
             earlier,
         )
         self._measured = measured
-        logger.info("%s", self.decision.line)
+        logger.info("%s", latest.line)
         each = max(0.0, best.seconds - best.start) / _count(progress.left, measured)
         self._expect(now, progress, each)
         if best.start:

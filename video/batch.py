@@ -55,8 +55,8 @@ class Opened:
     traits: Traits
     run: Callable[..., Ran] = run_chunk
     """What runs a chunk; one that measures it, while the engine is being chosen."""
-    target: float = plan.TARGET_SECONDS
-    """Seconds of work in one chunk."""
+    target: float | None = None
+    """Seconds of work in one chunk; None: what is usual for its kind."""
     bounded: bool = False
     """Its width holds for what an earlier engine still runs, too."""
     here: bool = False
@@ -186,7 +186,8 @@ class Batch(Generic[R]):
             and plan.after_breakdown(choice.backend, timed=timed) is not None,
             forgets=hasattr(opened.executor, "kill"),
         )
-        return rules, plan.ChunkSizes(limit, width, opened.target)
+        target = opened.target or plan.chunk_seconds(pickles=traits.pickles)
+        return rules, plan.ChunkSizes(limit, width, target)
 
     def _steer(self) -> None:
         """Go on with another engine, if it is time to."""

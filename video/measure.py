@@ -31,6 +31,9 @@ if sys.platform != "win32":
 NAP_SECONDS = 0.0005
 LATE_SECONDS = 0.001
 """A nap may last this much too long for no reason but the timer's."""
+STRETCH_SECONDS = NAP_SECONDS + LATE_SECONDS
+"""What runs in one go for less than this cannot be heard to hold the lock: no nap ends too late in it, since
+before and after it the lock is free."""
 _SMALL = frozenset((int, float, bool, type(None)))
 """Types that cross at next to no cost: to try would be most of what the probe of a tiny item takes."""
 LOADED = 3.0
@@ -291,6 +294,8 @@ class _Gauge:
         if looked is not None:
             wall -= state.waited - looked.waited
             late, heard = state.late - looked.late, min(wall, state.heard - looked.heard)
+            if heard < STRETCH_SECONDS:
+                late = heard = 0.0
             grown = (state.peak if grown > 0 else state.memory) - looked.memory
         return Reading(
             items,

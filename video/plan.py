@@ -13,6 +13,9 @@ from video.config import BackendType, ParallelConfig
 TARGET_SECONDS = 0.1
 """Work in one chunk: long enough to drown the cost of a call (about 0.05 ms, benchmarks/bench_dispatch.py),
 short enough that no worker waits long for the last one."""
+NEAR_TARGET_SECONDS = 0.02
+"""The same where items stay in this process: a call takes a quarter as long, and what is drawn and finished
+ahead, a few chunks for each worker, fills this process's own memory."""
 LARGEST_CHUNK = 1024
 """The cost of a call is then below 0.1 us an item."""
 GROWTH = 64
@@ -105,6 +108,14 @@ def names_cluster(config: ParallelConfig) -> bool:
     return config.cluster is not None or bool(os.environ.get("DASK_SCHEDULER_ADDRESS"))
 
 
+def chunk_seconds(*, pickles: bool) -> float:
+    """Seconds of work that one chunk is to take.
+
+    :param pickles: it crosses a process border.
+    """
+    return TARGET_SECONDS if pickles else NEAR_TARGET_SECONDS
+
+
 def usual_lookahead(width: int, chunk: int) -> int:
     """Items drawn and not yet handed out at most, where the user does not say."""
     return max(LOOKAHEAD_EACH * width, 4 * width * chunk)
@@ -138,7 +149,7 @@ def instead(choice: Choice, backend: str, why: str) -> Choice:
 class ChunkSizes:
     """Sizes of the next chunks, from the seconds that items took in their workers.
 
-    Towards `TARGET_SECONDS` of work by mean plus one deviation; one chunk may be at most `GROWTH` times the
+    Towards `target` seconds of work by mean plus one deviation; one chunk may be at most `GROWTH` times the
     one before; towards the end of a batch of known length by factoring, so that workers end together
     (Hummel, Schonberg, Flynn: Factoring, CACM 35(8), 1992). Long items, and those of widely spread
     lengths, travel alone.

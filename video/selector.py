@@ -222,7 +222,8 @@ def predict(engine: Engine, measured: Measured, asked: Asked, machine: Machine) 
     cost, traits, wall = engine.cost, engine.traits, measured.wall
     left = _left(measured, asked)
     busy = max(1, min(workers, left))
-    chunk = max(1, min(asked.chunk, left // busy, int(plan.TARGET_SECONDS / max(wall, 1e-9))))
+    most = int(plan.chunk_seconds(pickles=traits.pickles) / max(wall, 1e-9))
+    chunk = max(1, min(asked.chunk, left // busy, most))
     each = cost.item + cost.call / chunk
     if traits.inline:
         return Candidate(engine.name, 1, left * (wall + each))

@@ -31,7 +31,9 @@ START_SECONDS = 60.0
 LEAVE_SECONDS = 5.0
 """How long each step of closing may take before the next is tried all the same."""
 ORPHAN_SECONDS = 1.5
-"""How long the calls of a killed program may take to end, and to remove their unfinished files."""
+"""How long the calls of a killed program may take to end, and to remove their unfinished files; and how long
+the cluster then may take to close: nothing is to be left of it 5 s after the kill."""
+ORPHAN_LOOK_SECONDS = 0.25
 
 PROGRAM = "__import__('sys').path[:] = __import__('json').loads(__import__('sys').argv[1]); "
 PROGRAM += "__import__('video.backends._dask_cluster', fromlist=['main']).main()"
@@ -172,10 +174,12 @@ async def _hold_cluster(folder: Path, workers: int, parent: int) -> None:
         asynchronous=True,
         silence_logs=logging.CRITICAL,
     )
+    patience = LEAVE_SECONDS
     try:
         _publish(folder, address=cluster.scheduler_address)
         await leave.wait()
         if os.getppid() != parent:
+            patience = ORPHAN_SECONDS
             # The scheduler has seen its client go, and withdrawn the calls.
             await asyncio.sleep(ORPHAN_SECONDS)
     finally:
@@ -184,7 +188,7 @@ async def _hold_cluster(folder: Path, workers: int, parent: int) -> None:
             if nanny.pid:
                 kill_tree(nanny.pid)
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(cluster.close(), LEAVE_SECONDS)
+            await asyncio.wait_for(cluster.close(), patience)
 
 
 def _then(wait: Callable[[], object], loop: asyncio.AbstractEventLoop, act: Callable[[], object]) -> None:
@@ -200,4 +204,4 @@ def _read_order() -> None:
 
 def _await_orphanhood(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(1.0)
+        time.sleep(ORPHAN_LOOK_SECONDS)
