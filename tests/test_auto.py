@@ -15,6 +15,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -570,9 +571,50 @@ def test_little_that_is_left_is_not_looked_at(runner: Runner) -> None:
     probe = auto._probe
     assert probe is not None
     probe.run(abs, range(10), 1)
+    auto.check_at = time.monotonic()
     assert auto.steer(auto.check_at, Progress(10, 0.0, 90)) is None
     assert not probe.looks
-    assert auto.steer(auto.check_at, Progress(10, 0.0, 100_000_000)) is not None
+    auto.steer(auto.check_at, Progress(10, 0.0, 90))
+    assert probe.looks, "it has not ended by then: the others may be longer"
+    auto.close()
+
+
+@pytest.mark.parametrize("config", [ParallelConfig(), ParallelConfig(chunk_size=1)])
+def test_a_long_item_after_a_brief_one_does_not_hold_up_the_others(config: ParallelConfig) -> None:
+    with Runner(config) as runner:
+        began = time.monotonic()
+        whole(runner.map(brief_first, range(6)), 6)
+        assert time.monotonic() - began < 4.0, "five seconds one after the other, less than two at once"
+
+
+def brief_first(item: int) -> int:
+    time.sleep(1.0 if item else 0.0005)
+    return item
+
+
+def test_python_code_in_brief_items_that_travel_alone_does_not_get_threads() -> None:
+    """Between two of them the lock is free, so that none is heard to hold it."""
+    with Runner(ParallelConfig(chunk_size=1)) as runner:
+        whole(runner.map(brief_steps, range(3000)), 3000)
+        decision = runner.explain()
+    assert decision is not None
+    assert decision.backend != "thread" or decision.workers == 1
+
+
+def brief_steps(item: int) -> int:
+    """Some 0.6 ms of pure Python."""
+    return sum(range(item, item + 30_000)) * 0 + item
+
+
+def test_who_takes_the_batch_is_told_from_its_items(runner: Runner) -> None:
+    """The thread that makes a stream has used much CPU, and another reads it: that is no item's time."""
+    sum(range(30_000_000))
+    with runner.stream(sleeps, range(40)) as stream, ThreadPoolExecutor(1) as pool:
+        whole(pool.submit(list, stream).result(), 40)
+    decision = runner.explain()
+    assert decision is not None
+    assert decision.measured is not None
+    assert decision.measured.cpu < 0.1
 
 
 # What is measured

@@ -217,8 +217,10 @@ def test_an_engine_answers_first_for_what_it_was_given_itself() -> None:
     second = lease(reducer)
     answer(reducer, first)
     assert reducer.answer is None
-    answer(reducer, second)
-    assert reducer.answer is not None
+    reducer.returned(second.number, whole(second), now=5.0)
+    assert reducer.answer == (5.0, sum(whole(second).seconds))
+    answer(reducer, lease(reducer))
+    assert reducer.answer == (5.0, sum(whole(second).seconds))
     reducer.move(reducer.rules, Sizes(4))
     assert reducer.answer is None
 

@@ -501,8 +501,8 @@ def test_a_signal_that_wakes_nobody_is_heeded_all_the_same() -> None:
     assert done.stdout == "heeded\n", done.stderr
 
 
-@pytest.mark.parametrize("engine", ["serial", "thread"])
-def test_items_that_stay_in_this_process_are_drawn_little_ahead(engine: str) -> None:
+@pytest.mark.parametrize(("engine", "limit"), [("serial", 64), ("thread", 300)])
+def test_items_that_stay_in_this_process_are_drawn_little_ahead(engine: str, limit: int) -> None:
     """Its memory holds them, and their results: 20 ms of work for each chunk are enough."""
     drawn = most = 0
 
@@ -517,7 +517,7 @@ def test_items_that_stay_in_this_process_are_drawn_little_ahead(engine: str) -> 
         for read in range(400):
             assert next(stream).ok
             most = max(most, drawn - read)
-    assert most < 400
+    assert most <= limit
 
 
 def rests(item: int) -> int:

@@ -130,7 +130,7 @@ class Auto:
         self._predicted: tuple[Measured, int | None, tuple[Candidate, ...], Machine] | None = None
         """What was predicted for the first decision, and from what: a short batch is over before it could be
         predicted twice."""
-        self.check_at = self._began + LOOKS[0]
+        self.check_at = self._began  # by whom it is driven, is to be known before the first item runs
 
     @property
     def decision(self) -> Decision | None:
@@ -139,7 +139,7 @@ class Auto:
             assert self._probed is not None
             engine = "serial" if self._here else "thread"
             reason = "it ended before there was anything to choose"
-            measured = self._known or self._probed.ended()
+            measured = self._known or self._probed.ended() or self._probed.measured()
             self._latest = Decision(engine, 1, self._threads(1), reason, measured=measured)
         return self._latest
 
@@ -225,8 +225,8 @@ class Auto:
             return None
         late = False
         if now >= self.check_at:
-            first = not probe.looks
-            ended = self._all_alike(probe, progress) if first else None
+            # Once: if it is not over by the next look, what has ended does not stand for the others.
+            ended = self._all_alike(probe, progress) if self._looks == 0 else None
             self._looks += 1
             late = self._looks >= len(LOOKS)
             self.check_at = now + LOOKS[-1] if late else max(now, probe.began + LOOKS[self._looks])
@@ -235,6 +235,7 @@ class Auto:
                     return None
                 if (measured := self._short(ended, progress)) is not None:
                     return self._decide(now, progress, measured)
+            first = not probe.looks
             probe.look()
             if first:  # it is not short
                 assert self._probing_on is not None

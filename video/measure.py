@@ -34,6 +34,9 @@ LATE_SECONDS = 0.001
 STRETCH_SECONDS = NAP_SECONDS + LATE_SECONDS
 """What runs in one go for less than this cannot be heard to hold the lock: no nap ends too late in it, since
 before and after it the lock is free."""
+UNHEARD = 0.5
+"""The share of its CPU time for which an item is taken to hold the lock where nothing could be heard: in
+between, so that two at once are to settle it."""
 _SMALL = frozenset((int, float, bool, type(None)))
 """Types that cross at next to no cost: to try would be most of what the probe of a tiny item takes."""
 LOADED = 3.0
@@ -57,8 +60,13 @@ class Reading:
     """It has not ended, and counts as if it did now."""
 
 
-def summary(readings: Sequence[Reading], carried: Carried | None, *, has_gil: bool = True) -> Measured | None:
-    """One item's share of it all; None if there is nothing to go by."""
+def summary(
+    readings: Sequence[Reading], carried: Carried | None, *, has_gil: bool = True, listened: bool = False
+) -> Measured | None:
+    """One item's share of it all; None if there is nothing to go by.
+
+    :param listened: to the lock, though perhaps in none of what ran.
+    """
     ended = [one for one in readings if one.items]
     sound = [one for one in ended if not one.failed] or ended
     if not sound:
@@ -72,11 +80,17 @@ def summary(readings: Sequence[Reading], carried: Carried | None, *, has_gil: bo
             sound = sound[1:]
     items, wall = sum(one.items for one in sound), sum(one.wall for one in sound)
     late, heard = sum(one.late for one in sound), sum(one.heard for one in sound)
+    cpu = sum(one.cpu for one in sound)
+    gil = 0.0
+    if has_gil and heard > 0:
+        gil = min(1.0, late / heard)
+    elif has_gil and listened:
+        gil = UNHEARD * min(1.0, cpu / max(wall, 1e-9))
     carried = carried or Carried()
     return Measured(
         wall=wall / items,
-        cpu=sum(one.cpu for one in sound) / items,
-        gil=min(1.0, late / heard) if has_gil and heard > 0 else 0.0,
+        cpu=cpu / items,
+        gil=gil,
         bytes=carried.bytes,
         carry=carried.seconds,
         pickles=carried.refused,
@@ -210,7 +224,7 @@ class Probe:
         with self._lock:
             readings = [*self._readings, *(gauge.read(1, running=True) for gauge in self._open.values())]
         self.heard = sum(one.heard for one in readings)
-        return summary(readings, self._carried, has_gil=_has_gil())
+        return summary(readings, self._carried, has_gil=_has_gil(), listened=self.looks)
 
     def ended(self) -> Measured | None:
         """The same of those that have ended, and did not fail; None if none did."""

@@ -229,8 +229,8 @@ def predict(engine: Engine, measured: Measured, asked: Asked, machine: Machine) 
         return Candidate(engine.name, 1, left * (wall + each))
     warm = workers in engine.warm
     start = 0.0 if warm else cost.start
-    # The last round of long items is not always full.
-    rounds = math.ceil(left / busy) if chunk == 1 else left / busy
+    # The last round is not always full; towards the end of a batch chunks get small on every engine.
+    rounds = math.ceil(left / busy)
     cpu = left * measured.cpu / machine.cpus
     if traits.own_gil:
         start += 0.0 if warm else measured.load

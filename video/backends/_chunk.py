@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CHUNK_SECONDS = 0.2
 """A chunk that has run this long gives back what it has not begun: it was sized for less work, and other
-workers may be idle. The upper end of the 50 to 200 ms that the planner aims at."""
+workers may be idle. Twice what the planner aims at where items cross a border."""
 
 if TYPE_CHECKING:
 
