@@ -579,16 +579,16 @@ def test_little_that_is_left_is_not_looked_at(runner: Runner) -> None:
     auto.close()
 
 
-@pytest.mark.parametrize("config", [ParallelConfig(), ParallelConfig(chunk_size=1)])
-def test_a_long_item_after_a_brief_one_does_not_hold_up_the_others(config: ParallelConfig) -> None:
-    with Runner(config) as runner:
+def test_a_long_item_after_a_brief_one_does_not_hold_up_the_others() -> None:
+    """Where they do not travel with it."""
+    with Runner(ParallelConfig(chunk_size=1)) as runner:
         began = time.monotonic()
-        whole(runner.map(brief_first, range(6)), 6)
-        assert time.monotonic() - began < 4.0, "five seconds one after the other, less than two at once"
+        whole(runner.map(brief_first, range(4)), 4)
+        assert time.monotonic() - began < 3.5, "the first of them ended before the others began"
 
 
 def brief_first(item: int) -> int:
-    time.sleep(1.0 if item else 0.0005)
+    time.sleep(2.0 if item else 0.0005)
     return item
 
 
@@ -609,12 +609,14 @@ def brief_steps(item: int) -> int:
 def test_who_takes_the_batch_is_told_from_its_items(runner: Runner) -> None:
     """The thread that makes a stream has used much CPU, and another reads it: that is no item's time."""
     sum(range(30_000_000))
-    with runner.stream(sleeps, range(40)) as stream, ThreadPoolExecutor(1) as pool:
-        whole(pool.submit(list, stream).result(), 40)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(abs, 1).result()
+        with runner.stream(sleeps, range(40)) as stream:
+            whole(pool.submit(list, stream).result(), 40)
     decision = runner.explain()
     assert decision is not None
     assert decision.measured is not None
-    assert decision.measured.cpu < 0.1
+    assert decision.measured.cpu < 0.02
 
 
 # What is measured
@@ -632,7 +634,7 @@ def measure(task: Callable[[int], Any], items: range = range(4)) -> Any:
     return measured
 
 
-@pytest.mark.parametrize(("heard", "counts"), [(0.001, False), (0.002, True)])
+@pytest.mark.parametrize(("heard", "counts"), [(0.002, False), (0.0025, True)])
 def test_what_runs_briefly_is_not_heard(heard: float, counts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """No nap can end too late in it: it would seem to leave the lock free."""
     probe = Probe()

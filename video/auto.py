@@ -35,11 +35,7 @@ ENOUGH_SECONDS = 0.025
 """Measured work that tells who holds the interpreter's lock: its holder lets go every 5 ms only."""
 ENOUGH_ITEMS = 2
 FREE = 0.2
-"""An item that holds the lock for less of its time, and was listened to for `FREE_SECONDS`, suits threads,
-however long it takes."""
-FREE_SECONDS = 0.0018
-"""Of one that never lets go by itself, nothing is heard for 5 ms; of one that does, or waits, some naps by
-then."""
+"""An item that was heard to hold the lock for less of its time suits threads, however long it takes."""
 BRIEF_SECONDS = 0.0008
 """What the probe runs in one go until the first look, at least an item: a short batch is over by then, or
 known to be short."""
@@ -271,7 +267,7 @@ class Auto:
         """The probe has seen enough. Items that fail tell nothing: the next ones may not."""
         if probe.items and not measured.items:
             return False
-        return (measured.gil < FREE and probe.heard >= FREE_SECONDS) or self._enough(probe)
+        return (measured.gil < FREE and probe.heard > 0) or self._enough(probe)
 
     def _all_alike(self, probe: Probe, progress: Progress) -> Measured | None:
         """What items take, if that of those that have ended is all there is to go by for the others, and it

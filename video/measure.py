@@ -31,9 +31,9 @@ if sys.platform != "win32":
 NAP_SECONDS = 0.0005
 LATE_SECONDS = 0.001
 """A nap may last this much too long for no reason but the timer's."""
-STRETCH_SECONDS = NAP_SECONDS + LATE_SECONDS
-"""What runs in one go for less than this cannot be heard to hold the lock: no nap ends too late in it, since
-before and after it the lock is free."""
+STRETCH_SECONDS = 0.0022
+"""What runs in one go for less than this cannot be heard to hold the lock, which is free before and after it:
+the nap that goes on when it begins, and one more, end less than `LATE_SECONDS` too late."""
 UNHEARD = 0.5
 """The share of its CPU time for which an item is taken to hold the lock where nothing could be heard: in
 between, so that two at once are to settle it."""
