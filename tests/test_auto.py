@@ -606,17 +606,19 @@ def brief_steps(item: int) -> int:
     return sum(range(item, item + 30_000)) * 0 + item
 
 
-def test_who_takes_the_batch_is_told_from_its_items(runner: Runner) -> None:
-    """The thread that makes a stream has used much CPU, and another reads it: that is no item's time."""
-    sum(range(30_000_000))
+def test_who_drives_a_batch_is_known_before_its_first_item(runner: Runner) -> None:
+    """One thread makes a stream, another reads it: whose CPU time is no item's must be known by then."""
+    opened = runner._engines.open(Choice("serial", 1, 1, ""))
+    auto = Auto(runner._eligible, Asked(left=40), 2, None, lambda *_: opened, lambda _: None, lambda: "")
+    auto.first()
+    probe = auto._probe
+    assert probe is not None
+    assert auto.check_at <= time.monotonic()
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(abs, 1).result()
-        with runner.stream(sleeps, range(40)) as stream:
-            whole(pool.submit(list, stream).result(), 40)
-    decision = runner.explain()
-    assert decision is not None
-    assert decision.measured is not None
-    assert decision.measured.cpu < 0.02
+        assert pool.submit(auto.steer, time.monotonic(), Progress(0, 0.0, 40)).result() is None
+        assert probe.driver == pool.submit(threading.get_native_id).result()
+    assert not probe.looks
+    auto.close()
 
 
 # What is measured
@@ -638,7 +640,7 @@ def measure(task: Callable[[int], Any], items: range = range(4)) -> Any:
 def test_what_runs_briefly_is_not_heard(heard: float, counts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """No nap can end too late in it: it would seem to leave the lock free."""
     probe = Probe()
-    states = iter([State(0.0, 0.0, 0.0, 0.0, at, 0.0, 0.0) for at in (5.0, 5.0 + heard)])
+    states = iter([State(0.0, cpu, 0.0, 0.0, at, 0.0, 0.0) for cpu, at in ((0.0, 5.0), (0.9, 5.0 + heard))])
     monkeypatch.setattr(Probe, "looks", True)
     monkeypatch.setattr(probe, "state", lambda *_, **__: next(states)._replace(now=1.0))
     gauge = _Gauge(probe)

@@ -26,7 +26,7 @@ from video.selector import Asked, Candidate, Decision, Engine, Machine, Measured
 
 IN_PLACE = ("serial", "thread")
 """Engines to which nothing needs to cross."""
-LOOKS = (0.001, 0.0035, 0.006, 0.012, 0.025, 0.05, 0.1, 0.25)
+LOOKS = (0.001, 0.0038, 0.0065, 0.012, 0.025, 0.05, 0.1, 0.25)
 """Seconds after which the probe is looked at, whatever has ended: at the first the listening to the lock
 begins, by the last it is decided, even if the first item still runs: the others shall not wait for it."""
 HARDLY_SECONDS = 0.0025
