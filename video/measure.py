@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from video.backends import _pickling
 from video.backends.base import Ran, run_chunk
 from video.errors import NotPicklable
-from video.selector import WAITS, Measured
+from video.selector import Measured
 
 if sys.platform != "win32":
     import resource
@@ -32,7 +32,7 @@ NAP_SECONDS = 0.0005
 LATE_SECONDS = 0.001
 """A nap may last this much too long for no reason but the timer's."""
 STRETCH_SECONDS = 0.0022
-"""What computes in one go for less than this cannot be heard to hold the lock, which is free before and after
+"""What runs in one go for less than this cannot be heard to hold the lock, which is free before and after
 it: the nap that goes on when it begins, and one more, end less than `LATE_SECONDS` too late."""
 UNHEARD = 0.5
 """The share of its CPU time for which an item is taken to hold the lock where nothing could be heard: in
@@ -303,19 +303,18 @@ class _Gauge:
         began, looked = self._began, self._looked
         state = self._probe.state(self._thread, closely=looked is not None)
         wall, late, heard = state.now - began.now, 0.0, 0.0
-        cpu = max(0.0, state.cpu - began.cpu)
         # The peak of a process never falls: only where it has risen does it tell of these items.
         grown = state.peak - began.peak
         if looked is not None:
             wall -= state.waited - looked.waited
             late, heard = state.late - looked.late, min(wall, state.heard - looked.heard)
-            if heard < STRETCH_SECONDS and cpu > WAITS * wall:
+            if heard < STRETCH_SECONDS:
                 late = heard = 0.0
             grown = (state.peak if grown > 0 else state.memory) - looked.memory
         return Reading(
             items,
             max(0.0, wall),
-            cpu,
+            max(0.0, state.cpu - began.cpu),
             max(0.0, late),
             max(0.0, heard),
             max(0.0, grown),
