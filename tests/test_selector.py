@@ -113,6 +113,13 @@ def test_the_last_round_of_long_items_is_not_full() -> None:
     assert seconds(THREAD, NATIVE, left=3) == pytest.approx(0.2)
 
 
+def test_the_last_round_counts_the_same_on_every_engine() -> None:
+    """Threads have smaller chunks than processes, and no fewer rounds for that."""
+    warm = dataclasses.replace(PROCESS, warm=frozenset([2]))
+    native = Measured(0.03, 0.03, 0.0)
+    assert seconds(THREAD, native, 5) == pytest.approx(seconds(warm, native, 5)) == pytest.approx(0.09)
+
+
 def test_memory_bounds_the_workers() -> None:
     hungry = dataclasses.replace(WAITS, memory=2e9)
     machine = Machine(cpus=8, memory=10e9)

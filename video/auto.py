@@ -87,6 +87,7 @@ class Auto:
     ) -> None:
         self._latest: Decision | None = None
         self._ended = False
+        """The batch was over before anything was decided."""
         self._engines = engines
         self._asked = asked
         self._cpus = cpus
@@ -126,7 +127,7 @@ class Auto:
         self._predicted: tuple[Measured, int | None, tuple[Candidate, ...], Machine] | None = None
         """What was predicted for the first decision, and from what: a short batch is over before it could be
         predicted twice."""
-        self.check_at = self._began  # by whom it is driven, is to be known before the first item runs
+        self.check_at = self._began  # at once: who drives the batch is to be known before its first item runs
 
     @property
     def decision(self) -> Decision | None:
