@@ -808,7 +808,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.flaky(reruns=1)  # no store can be fair to a process that gets no CPU
+@pytest.mark.flaky(reruns=2)  # no store can be fair to processes that get no CPU for seconds
 @pytest.mark.parametrize("kind", ["file", "sqlite", "redis"])
 def test_ten_processes_keep_the_limit_and_share_it_fairly_though_one_is_killed(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
