@@ -31,8 +31,8 @@ START_SECONDS = 60.0
 LEAVE_SECONDS = 5.0
 """How long each step of closing may take before the next is tried all the same."""
 ORPHAN_SECONDS = 1.5
-"""How long the calls of a killed program may take to end, and to remove their unfinished files; and how long
-the cluster then may take to close: nothing is to be left of it 5 s after the kill."""
+"""How long the calls of a killed program may take to end, and to remove their unfinished files: nothing is
+to be left of the cluster 5 s after the kill, on a busy machine too."""
 ORPHAN_LOOK_SECONDS = 0.25
 
 PROGRAM = "__import__('sys').path[:] = __import__('json').loads(__import__('sys').argv[1]); "
@@ -143,10 +143,15 @@ def _publish(folder: Path, **told: str) -> None:
 
 
 async def _hold_cluster(folder: Path, workers: int, parent: int) -> None:
-    leave = asyncio.Event()
     loop = asyncio.get_running_loop()
+    ordered: asyncio.Future[bool] = loop.create_future()
+
+    def leave(by_order: bool) -> None:
+        if not ordered.done():
+            ordered.set_result(by_order)
+
     for wait in (_read_order, functools.partial(_await_orphanhood, parent)):
-        threading.Thread(target=_then, args=(wait, loop, leave.set), daemon=True).start()
+        threading.Thread(target=_then, args=(wait, loop, leave), daemon=True).start()
     importlib.import_module("dask").config.set(
         {
             "temporary-directory": str(folder),  # the scheduler's too, which leaves a folder of locks behind
@@ -174,12 +179,9 @@ async def _hold_cluster(folder: Path, workers: int, parent: int) -> None:
         asynchronous=True,
         silence_logs=logging.CRITICAL,
     )
-    patience = LEAVE_SECONDS
     try:
         _publish(folder, address=cluster.scheduler_address)
-        await leave.wait()
-        if os.getppid() != parent:
-            patience = ORPHAN_SECONDS
+        if not await ordered:
             # The scheduler has seen its client go, and withdrawn the calls.
             await asyncio.sleep(ORPHAN_SECONDS)
     finally:
@@ -187,21 +189,29 @@ async def _hold_cluster(folder: Path, workers: int, parent: int) -> None:
             nanny.close_gracefully()  # it shall not start another
             if nanny.pid:
                 kill_tree(nanny.pid)
+        if ordered.done() and not ordered.result():
+            # Nobody waits for what closing would tell, and it can take seconds. The fork server and the resource
+            # tracker end with this process; the tracker removes what shared memory is left.
+            scope.remove(str(folder))
+            os._exit(0)
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(cluster.close(), patience)
+            await asyncio.wait_for(cluster.close(), LEAVE_SECONDS)
 
 
-def _then(wait: Callable[[], object], loop: asyncio.AbstractEventLoop, act: Callable[[], object]) -> None:
-    wait()
+def _then(wait: Callable[[], bool], loop: asyncio.AbstractEventLoop, act: Callable[[bool], object]) -> None:
+    ordered = wait()
     with contextlib.suppress(RuntimeError):  # the loop has ended already
-        loop.call_soon_threadsafe(act)
+        loop.call_soon_threadsafe(act, ordered)
 
 
-def _read_order() -> None:
-    """Any byte is the order to leave, and so is the end of the pipe."""
-    sys.stdin.buffer.read(1)
+def _read_order() -> bool:
+    """Whether we are ordered to leave: any byte is that order. The pipe's end comes when the program was killed;
+    for a moment it is our parent even so."""
+    return bool(sys.stdin.buffer.read(1))
 
 
-def _await_orphanhood(parent: int) -> None:
+def _await_orphanhood(parent: int) -> bool:
+    """Where a process that the program forked holds the pipe open."""
     while os.getppid() == parent:
         time.sleep(ORPHAN_LOOK_SECONDS)
+    return False
