@@ -31,8 +31,8 @@ START_SECONDS = 60.0
 LEAVE_SECONDS = 5.0
 """How long each step of closing may take before the next is tried all the same."""
 ORPHAN_SECONDS = 1.5
-"""How long the calls of a killed program may take to end, and to remove their unfinished files: nothing is
-to be left of the cluster 5 s after the kill, on a busy machine too."""
+"""How long the calls of a killed program may take to end, and to remove their unfinished files; and how long
+the cluster then may take to close: nothing is to be left of it 5 s after the kill, on a busy machine too."""
 ORPHAN_LOOK_SECONDS = 0.25
 
 PROGRAM = "__import__('sys').path[:] = __import__('json').loads(__import__('sys').argv[1]); "
@@ -184,18 +184,22 @@ async def _hold_cluster(folder: Path, workers: int, parent: int) -> None:
         if not await ordered:
             # The scheduler has seen its client go, and withdrawn the calls.
             await asyncio.sleep(ORPHAN_SECONDS)
+            bound = threading.Timer(ORPHAN_SECONDS, _leave_at_once, [folder])
+            bound.daemon = True
+            bound.start()
     finally:
         for nanny in cluster.workers.values():
             nanny.close_gracefully()  # it shall not start another
             if nanny.pid:
                 kill_tree(nanny.pid)
-        if ordered.done() and not ordered.result():
-            # Nobody waits for what closing would tell, and it can take seconds. The fork server and the resource
-            # tracker end with this process; the tracker removes what shared memory is left.
-            scope.remove(str(folder))
-            os._exit(0)
         with contextlib.suppress(Exception):
             await asyncio.wait_for(cluster.close(), LEAVE_SECONDS)
+
+
+def _leave_at_once(folder: Path) -> None:
+    """The fork server ends with this process, and so does the resource tracker, once it has cleaned up."""
+    scope.remove(str(folder))
+    os._exit(1)
 
 
 def _then(wait: Callable[[], bool], loop: asyncio.AbstractEventLoop, act: Callable[[bool], object]) -> None:
@@ -205,8 +209,8 @@ def _then(wait: Callable[[], bool], loop: asyncio.AbstractEventLoop, act: Callab
 
 
 def _read_order() -> bool:
-    """Whether we are ordered to leave: any byte is that order. The pipe's end comes when the program was killed;
-    for a moment it is our parent even so."""
+    """Whether we are ordered to leave: any byte is that order. The pipe's end comes when the program has
+    ended; for a moment it is our parent even so."""
     return bool(sys.stdin.buffer.read(1))
 
 
