@@ -25,13 +25,14 @@ import pytest
 from tests import tasks
 from tests.waiting import until
 from video import ParallelConfig, Runner, calibrate, profiles, registry
+from video import measure as measuring
 from video.auto import Auto
 from video.backends.process import ProcessBackend
 from video.batch import Batch, Opened, Progress
 from video.engines import EngineReplacedWarning
 from video.errors import BackendUnavailable, BatchFailed, ItemCancelled
 from video.events import Event, Kind
-from video.measure import Probe, Reading, _Gauge, summary
+from video.measure import STRETCH_SECONDS, Probe, Reading, _Gauge, summary
 from video.measure import _State as State
 from video.outcome import Outcome
 from video.plan import Choice
@@ -619,6 +620,39 @@ def test_who_drives_a_batch_is_known_before_its_first_item(runner: Runner) -> No
     auto.close()
 
 
+@pytest.mark.parametrize(
+    ("cpu", "workers", "least"),
+    [(0.1, None, 1), (0.0, None, None), (0.1, 2, 0), (0.0, 2, 0)],
+    ids=["computes", "waits", "computes, as many as asked for", "waits, as many as asked for"],
+)
+def test_what_is_measured_takes_room_on_the_next_engine_where_there_is_none_for_both(
+    runner: Runner, cpu: float, workers: int | None, least: int | None
+) -> None:
+    def open_(choice: Choice, own: bool) -> Opened:
+        return runner._engines.open(choice, own=own)
+
+    known, asked = Measured(0.1, cpu, 0.0), Asked(workers=workers, left=40)
+    opened = Auto(runner._eligible, asked, 2, None, open_, lambda _: None, lambda: "", known).first()
+    assert opened.choice.backend == "thread"
+    assert opened.least == least
+
+
+def test_by_the_look_after_the_first_enough_is_heard(runner: Runner) -> None:
+    opened = runner._engines.open(Choice("serial", 1, 1, ""))
+    auto = Auto(runner._eligible, Asked(left=40), 2, None, lambda *_: opened, lambda _: None, lambda: "")
+    auto.first()
+    probe = auto._probe
+    assert probe is not None
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(probe.run, time.sleep, [0.2], 1)
+        until(lambda: probe.began is not None)
+        assert not probe.looks
+        auto.steer(time.monotonic() + 0.001, Progress(0, 0.0, 39))
+        assert probe.looks
+        assert auto.check_at - time.monotonic() > 0.5 * STRETCH_SECONDS
+    auto.close()
+
+
 # What is measured
 
 
@@ -634,16 +668,29 @@ def measure(task: Callable[[int], Any], items: range = range(4)) -> Any:
     return measured
 
 
-@pytest.mark.parametrize(("heard", "counts"), [(0.002, False), (0.0025, True)])
+@pytest.mark.parametrize(("heard", "counts"), [(0.9 * STRETCH_SECONDS, False), (1.1 * STRETCH_SECONDS, True)])
 def test_what_runs_briefly_is_not_heard(heard: float, counts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """No nap can end too late in it: it would seem to leave the lock free."""
     probe = Probe()
-    states = iter([State(0.0, 0.0, 0.0, 0.0, at, 0.0, 0.0) for at in (5.0, 5.0 + heard)])
+    nothing = State(*[0.0] * len(State._fields))
+    states = iter([nothing._replace(heard=at) for at in (5.0, 5.0 + heard)])
     monkeypatch.setattr(Probe, "looks", True)
     monkeypatch.setattr(probe, "state", lambda *_, **__: next(states)._replace(now=1.0))
     gauge = _Gauge(probe)
     gauge._began = gauge._began._replace(now=0.0)
     assert (gauge.read(1).heard > 0) is counts
+
+
+def test_nothing_is_heard_while_the_one_who_listens_has_no_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or what holds the lock meanwhile would seem to leave it free."""
+    probe = Probe()
+    probe.look()
+    ticker = probe._ticker
+    assert ticker is not None
+    time.sleep(0.1)
+    monkeypatch.setattr(measuring, "_schedule", lambda _: (0.0, time.monotonic() - ticker.began))
+    assert probe.state(probe.driver, closely=False).heard < 0.05
+    probe.close()
 
 
 def test_python_code_holds_the_lock() -> None:

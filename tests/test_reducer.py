@@ -226,7 +226,7 @@ def test_an_engine_answers_first_for_what_it_was_given_itself() -> None:
 
 
 def test_where_its_width_is_strict_it_does_take_room() -> None:
-    reducer = batch(width=2, most_leases=8, bounded=True)
+    reducer = batch(width=2, most_leases=8, least=0)
     first = lease(reducer)
     reducer.move(reducer.rules, Sizes(4))
     second = lease(reducer)
@@ -234,6 +234,15 @@ def test_where_its_width_is_strict_it_does_take_room() -> None:
     answer(reducer, first)
     assert reducer.next_lease(0.0) != 0
     answer(reducer, second)
+
+
+def test_where_its_width_is_strict_but_for_one_that_one_is_let_on() -> None:
+    reducer = batch(width=2, most_leases=8, least=1)
+    for _ in range(2):
+        lease(reducer)
+    reducer.move(reducer.rules, Sizes(4))
+    lease(reducer)
+    assert reducer.next_lease(0.0) == 0
 
 
 def test_a_second_answer_for_a_lease_changes_nothing() -> None:

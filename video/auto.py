@@ -20,13 +20,13 @@ from video.backends.base import CHUNK_SECONDS, Executor
 from video.batch import Opened, Progress
 from video.errors import BackendUnavailable
 from video.events import logger
-from video.measure import Listening, Probe
+from video.measure import STRETCH_SECONDS, Listening, Probe
 from video.plan import Choice, native_threads
 from video.selector import Asked, Candidate, Decision, Engine, Machine, Measured, Seen
 
 IN_PLACE = ("serial", "thread")
 """Engines to which nothing needs to cross."""
-LOOKS = (0.001, 0.0038, 0.0065, 0.012, 0.025, 0.05, 0.1, 0.25)
+LOOKS = (0.0006, 0.002, 0.004, 0.0065, 0.012, 0.025, 0.05, 0.1, 0.25)
 """Seconds after which the probe is looked at, whatever has ended: at the first the listening to the lock
 begins, by the last it is decided, even if the first item still runs: the others shall not wait for it."""
 HARDLY_SECONDS = 0.0025
@@ -34,9 +34,11 @@ HARDLY_SECONDS = 0.0025
 ENOUGH_SECONDS = 0.025
 """Measured work that tells who holds the interpreter's lock: its holder lets go every 5 ms only."""
 ENOUGH_ITEMS = 2
+COMPUTES = 0.5
+"""An item that uses more CPU than this share of its time keeps a CPU busy."""
 FREE = 0.2
 """An item that was heard to hold the lock for less of its time suits threads, however long it takes."""
-BRIEF_SECONDS = 0.0008
+BRIEF_SECONDS = 0.0005
 """What the probe runs in one go until the first look, at least an item: a short batch is over by then, or
 known to be short."""
 STEP_SECONDS = 0.006
@@ -235,6 +237,8 @@ class Auto:
             first = not probe.looks
             probe.look()
             if first:  # it is not short
+                # By the next look enough is to be heard.
+                self.check_at = max(self.check_at, time.monotonic() + STRETCH_SECONDS)
                 assert self._probing_on is not None
                 return dataclasses.replace(self._probing_on, target=STEP_SECONDS)
         elif not probe.items or not self.eager:
@@ -245,7 +249,7 @@ class Auto:
         if self._known is not None:
             load = max(self._known.load, measured.load)
             known = dataclasses.replace(self._known, pickles=measured.pickles, load=load)
-            if probe.items or late or self._looks > 4:
+            if probe.items or now - probe.began >= ENOUGH_SECONDS:
                 return self._decide(now, progress, known)
             return None
         if self._doubtful is not None:
@@ -340,7 +344,11 @@ class Auto:
             self._out[best.backend] = "cannot start here"
             if _all_refused(self._candidates(measured, progress.left)[0]):
                 break  # then what it was replaced by has to do
-        tight = self._asked.workers is not None or selector.fitting(measured, machine) < 2 * best.workers
+        least = None
+        if self._asked.workers is not None or selector.fitting(measured, machine) < 2 * best.workers:
+            least = 0
+        elif measured.cpu > COMPUTES * measured.wall:
+            least = 1  # one more at once than there are CPUs would only slow down the others
         earlier = self._latest
         self._latest = latest = Decision(
             opened.choice.backend,
@@ -361,7 +369,7 @@ class Auto:
         if best.start:
             self._starting, self._opened = True, now
             self.check_at += START_PATIENCE * best.start
-        return dataclasses.replace(opened, bounded=tight)
+        return dataclasses.replace(opened, least=least)
 
     # Watching
 

@@ -28,10 +28,10 @@ from video.selector import Measured
 if sys.platform != "win32":
     import resource
 
-NAP_SECONDS = 0.0005
-LATE_SECONDS = 0.001
+NAP_SECONDS = 0.00025
+LATE_SECONDS = 0.0005
 """A nap may last this much too long for no reason but the timer's."""
-STRETCH_SECONDS = 0.0022
+STRETCH_SECONDS = 0.0012
 """What runs in one go for less than this cannot be heard to hold the lock, which is free before and after
 it: the nap that goes on when it begins, and one more, end less than `LATE_SECONDS` too late."""
 UNHEARD = 0.5
@@ -177,15 +177,17 @@ class Probe:
     def state(self, thread: int, *, closely: bool) -> _State:
         """Where the clocks stand for the work of one thread.
 
-        :param closely: also those for which files must be read.
+        :param closely: all of them; else only those that the shortest items can afford.
         """
         ticker, driver = self._ticker, self.driver
         # Files first: to read one lets go of the lock, and a thread that holds it long may come in between.
         # The clocks after them are read in one go, or they would tell of different moments.
-        waited = memory = 0.0
+        waited = memory = peak = children = 0.0
         if closely:
             _bring_clocks_up_to_date()
-            waited, memory = _schedule(thread)[1], _memory()
+            waited, memory, peak = _schedule(thread)[1], _memory(), _peak()
+            times = os.times()
+            children = times.children_user + times.children_system
         ours, unheard = 0.0, 0.0
         if driver != thread:
             # Of the thread that asks, the system's own figure is behind by up to a tick.
@@ -193,11 +195,12 @@ class Probe:
         if ticker is not None:
             ran, unheard = _schedule(ticker.native_id)
             ours += ran
-        times, peak = os.times(), _peak()
-        cpu = time.process_time() + times.children_user + times.children_system - ours
+        cpu = time.process_time() - ours
         late = 0.0 if ticker is None else ticker.late() - unheard
         now = time.monotonic()
-        return _State(now, cpu, waited, late, 0.0 if ticker is None else now - ticker.began, memory, peak)
+        # While the ticker itself had no CPU it heard nothing, and was late for that.
+        heard = 0.0 if ticker is None else now - ticker.began - unheard
+        return _State(now, cpu, children, waited, late, heard, memory, peak)
 
     @property
     def looks(self) -> bool:
@@ -264,16 +267,21 @@ class Listening:
         self._ticker = _Ticker()
 
     def locked(self, now: float) -> float:
-        """The share by now, 0 to 1; ends the listening."""
+        """The share by now, 0 to 1; 0 where next to nothing was heard. Ends the listening."""
         self._ticker.stopped = True
-        late = self._ticker.late() - _schedule(self._ticker.native_id)[1]
-        return min(1.0, max(0.0, late / max(1e-9, now - self._began))) if _has_gil() else 0.0
+        unheard = _schedule(self._ticker.native_id)[1]
+        late, heard = self._ticker.late() - unheard, now - self._began - unheard
+        if heard < STRETCH_SECONDS or not _has_gil():
+            return 0.0
+        return min(1.0, max(0.0, late / heard))
 
 
 class _State(NamedTuple):
     now: float
     cpu: float
-    """CPU seconds of this process and of the children that it has waited for, but for what is ours."""
+    """CPU seconds of this process, but for what is ours."""
+    children: float
+    """CPU seconds of the children that it has waited for."""
     waited: float
     """Seconds for which the thread was ready, and had no CPU."""
     late: float
@@ -285,8 +293,8 @@ class _State(NamedTuple):
 
 
 class _Gauge:
-    """Watches the thread that makes it. What takes reading a file counts from the first look on only, which
-    short items do not live to see: it would take longer than they do."""
+    """Watches the thread that makes it. All but two clocks count from the first look on only, which short
+    items do not live to see: to read them would take longer than they do."""
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
@@ -302,19 +310,19 @@ class _Gauge:
         """From any thread."""
         began, looked = self._began, self._looked
         state = self._probe.state(self._thread, closely=looked is not None)
-        wall, late, heard = state.now - began.now, 0.0, 0.0
-        # The peak of a process never falls: only where it has risen does it tell of these items.
-        grown = state.peak - began.peak
+        wall, cpu, late, heard, grown = state.now - began.now, state.cpu - began.cpu, 0.0, 0.0, 0.0
         if looked is not None:
             wall -= state.waited - looked.waited
+            cpu += state.children - looked.children
             late, heard = state.late - looked.late, min(wall, state.heard - looked.heard)
             if heard < STRETCH_SECONDS:
                 late = heard = 0.0
-            grown = (state.peak if grown > 0 else state.memory) - looked.memory
+            # The peak of a process never falls: only where it has risen does it tell of these items.
+            grown = (state.peak if state.peak > looked.peak else state.memory) - looked.memory
         return Reading(
             items,
             max(0.0, wall),
-            max(0.0, state.cpu - began.cpu),
+            max(0.0, cpu),
             max(0.0, late),
             max(0.0, heard),
             max(0.0, grown),

@@ -51,8 +51,9 @@ class Rules:
     max_memory_kills: int = 2
     by_items: bool = False
     """The items of a lease run side by side: `width` bounds items in flight, not leases."""
-    bounded: bool = False
-    """`width` holds over all engines together: what an earlier one still runs takes room on the next."""
+    least: int | None = None
+    """`width` holds over all engines together: what an earlier one still runs takes room on the next, but for
+    so many leases; None: it takes none."""
     degrades: bool = False
     """Where the engine breaks down, a simpler one is to take over what it had."""
     forgets: bool = False
@@ -188,8 +189,8 @@ class Reducer:
         rules, self._now, self._look_at = self.rules, now, float("inf")
         # Until a time is known, chunks of one item would only fill the queue: dear where a call is (Dask).
         most = rules.most_leases if self._sizes.known else min(rules.most_leases, rules.width)
-        if rules.bounded and self._elsewhere:
-            most = min(most, max(0, rules.width - len(self._elsewhere)))
+        if rules.least is not None and self._elsewhere:
+            most = min(most, max(rules.least, rules.width - len(self._elsewhere)))
         if self.failed is not None or len(self._leases) - len(self._elsewhere) >= most:
             return 0
         room = rules.width
