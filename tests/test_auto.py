@@ -26,7 +26,7 @@ from tests import tasks
 from tests.waiting import until
 from video import ParallelConfig, Runner, calibrate, profiles, registry
 from video import measure as measuring
-from video.auto import Auto
+from video.auto import HEAR_SECONDS, Auto
 from video.backends.process import ProcessBackend
 from video.batch import Batch, Opened, Progress
 from video.engines import EngineReplacedWarning
@@ -649,7 +649,7 @@ def test_by_the_look_after_the_first_enough_is_heard(runner: Runner) -> None:
         assert not probe.looks
         auto.steer(time.monotonic() + 0.001, Progress(0, 0.0, 39))
         assert probe.looks
-        assert auto.check_at - time.monotonic() > 0.5 * STRETCH_SECONDS
+        assert auto.check_at - time.monotonic() > 0.5 * HEAR_SECONDS
     auto.close()
 
 

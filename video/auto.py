@@ -38,6 +38,9 @@ COMPUTES = 0.5
 """An item that uses more CPU than this share of its time keeps a CPU busy."""
 FREE = 0.2
 """An item that was heard to hold the lock for less of its time suits threads, however long it takes."""
+HEAR_SECONDS = 1.25 * STRETCH_SECONDS
+"""The second look comes no sooner after the first, so that enough is heard by then; who listens has to wait
+for a CPU himself now and then."""
 BRIEF_SECONDS = 0.0005
 """What the probe runs in one go until the first look, at least an item: a short batch is over by then, or
 known to be short."""
@@ -237,8 +240,7 @@ class Auto:
             first = not probe.looks
             probe.look()
             if first:  # it is not short
-                # By the next look enough is to be heard.
-                self.check_at = max(self.check_at, time.monotonic() + STRETCH_SECONDS)
+                self.check_at = max(self.check_at, time.monotonic() + HEAR_SECONDS)
                 assert self._probing_on is not None
                 return dataclasses.replace(self._probing_on, target=STEP_SECONDS)
         elif not probe.items or not self.eager:

@@ -3,7 +3,7 @@
 wall    seconds, less those that the thread waited for a CPU (Linux: /proc/self/task/TID/schedstat, field 2);
         else a busy neighbour would look like I/O
 CPU     of the whole process and its children (ffmpeg!), less the ticker's own
-lock    a thread naps for half a millisecond at a time; what it wakes too late, beyond its own wait for a
+lock    a thread naps for a quarter of a millisecond at a time; what it wakes too late, beyond its own wait for a
         CPU, somebody held the interpreter's lock (the idea of py-spy's and gilknocker's monitors)
 bytes   the first item and its result, pickled as for a worker process
 memory  by how much the process grew
