@@ -727,6 +727,56 @@ def test_when_the_parent_is_killed_its_cluster_ends(tmp_path: Path) -> None:
     program.communicate()
 
 
+STUCK_LOOP = """
+import asyncio, os, time
+
+async def stick(parent):
+    while os.getppid() == parent:
+        await asyncio.sleep(0.01)
+    time.sleep(600)
+
+def dask_setup(scheduler):
+    asyncio.get_running_loop().stuck = asyncio.ensure_future(stick(os.getppid()))
+"""
+
+
+def test_when_the_parent_is_killed_a_cluster_that_is_stuck_ends_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stick.py").write_text(STUCK_LOOP)
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__PRELOAD", str(tmp_path / "stick.py"))
+    program = script(
+        f"""
+        from tests import test_dask
+        test_dask.begin_stuck(one, test_dask.stuck_with_child, test_dask.Path({str(tmp_path / "pids")!r}))
+        print(flush=True)
+        time.sleep(600)
+        """,
+        tmp_path,
+    )
+    assert program.stdout is not None
+    program.stdout.readline()
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    session = os.getsid(pids[0])
+    program.kill()
+    until(lambda: not living(session), 5)
+    assert not any(alive(pid) for pid in pids)
+    until(lambda: not list(tmp_path.glob("video-dask-*")))
+    program.communicate()
+
+
+def test_when_the_parent_is_killed_while_its_cluster_starts_that_ends_too(tmp_path: Path) -> None:
+    program = script("", tmp_path)
+    until(lambda: list(tmp_path.glob("video-dask-*")))
+    until(lambda: psutil.Process(program.pid).children())
+    session = psutil.Process(program.pid).children()[0].pid
+    program.kill()
+    assert living(session)
+    until(lambda: not living(session), 5)
+    until(lambda: not list(tmp_path.glob("video-dask-*")))
+    program.communicate()
+
+
 # Clusters of others
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -226,7 +226,7 @@ def test_an_engine_answers_first_for_what_it_was_given_itself() -> None:
 
 
 def test_where_its_width_is_strict_it_does_take_room() -> None:
-    reducer = batch(width=2, most_leases=8, least=0)
+    reducer = batch(width=2, most_leases=8, bounded=True)
     first = lease(reducer)
     reducer.move(reducer.rules, Sizes(4))
     second = lease(reducer)
@@ -236,13 +236,28 @@ def test_where_its_width_is_strict_it_does_take_room() -> None:
     answer(reducer, second)
 
 
-def test_where_its_width_is_strict_but_for_one_that_one_is_let_on() -> None:
-    reducer = batch(width=2, most_leases=8, least=1)
+@pytest.mark.parametrize("elsewhere", [1, 2, 5])
+def test_where_it_begins_gradually_one_is_let_on_until_the_engine_has_answered(elsewhere: int) -> None:
+    """However many an earlier engine has, and however long it keeps them."""
+    reducer = batch(width=2, most_leases=8)
+    for _ in range(elsewhere):
+        lease(reducer)
+    reducer.move(replace(reducer.rules, gradual=True), Sizes(4))
+    only = lease(reducer)
+    assert reducer.next_lease(0.0) == 0
+    answer(reducer, only)
     for _ in range(2):
         lease(reducer)
-    reducer.move(reducer.rules, Sizes(4))
+
+
+def test_what_begins_gradually_takes_the_room_of_what_an_earlier_engine_has_ended() -> None:
+    reducer = batch(width=2, most_leases=8)
+    first = lease(reducer)
+    reducer.move(replace(reducer.rules, gradual=True), Sizes(4))
     lease(reducer)
     assert reducer.next_lease(0.0) == 0
+    answer(reducer, first)
+    assert reducer.next_lease(0.0) != 0
 
 
 def test_a_second_answer_for_a_lease_changes_nothing() -> None:

@@ -346,11 +346,8 @@ class Auto:
             self._out[best.backend] = "cannot start here"
             if _all_refused(self._candidates(measured, progress.left)[0]):
                 break  # then what it was replaced by has to do
-        least = None
-        if self._asked.workers is not None or selector.fitting(measured, machine) < 2 * best.workers:
-            least = 0
-        elif measured.cpu > COMPUTES * measured.wall:
-            least = 1  # one more at once than there are CPUs would only slow down the others
+        tight = self._asked.workers is not None or selector.fitting(measured, machine) < 2 * best.workers
+        computes = measured.cpu > COMPUTES * measured.wall
         earlier = self._latest
         self._latest = latest = Decision(
             opened.choice.backend,
@@ -371,7 +368,7 @@ class Auto:
         if best.start:
             self._starting, self._opened = True, now
             self.check_at += START_PATIENCE * best.start
-        return dataclasses.replace(opened, least=least)
+        return dataclasses.replace(opened, bounded=tight, gradual=computes and earlier is None)
 
     # Watching
 

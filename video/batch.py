@@ -57,9 +57,10 @@ class Opened:
     """What runs a chunk; one that measures it, while the engine is being chosen."""
     target: float | None = None
     """Seconds of work in one chunk; None: what is usual for its kind."""
-    least: int | None = None
-    """What an earlier engine still runs takes room on this one, which has so many workers' room in any case;
-    None: it takes none."""
+    bounded: bool = False
+    """Its width holds for what an earlier engine still runs, too."""
+    gradual: bool = False
+    """So it does until this one has answered, but for one worker."""
     here: bool = False
     """The thread that asks for the outcomes runs the items; what takes long there, holds up nothing else."""
 
@@ -182,7 +183,8 @@ class Batch(Generic[R]):
             max_kills=config.max_kills,
             max_memory_kills=config.max_memory_kills,
             by_items=self._coroutine,
-            least=opened.least,
+            bounded=opened.bounded,
+            gradual=opened.gradual,
             degrades=self._step_down is not None
             and plan.after_breakdown(choice.backend, timed=timed) is not None,
             forgets=hasattr(opened.executor, "kill"),

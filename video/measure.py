@@ -3,8 +3,8 @@
 wall    seconds, less those that the thread waited for a CPU (Linux: /proc/self/task/TID/schedstat, field 2);
         else a busy neighbour would look like I/O
 CPU     of the whole process and its children (ffmpeg!), less the ticker's own
-lock    a thread naps for a quarter of a millisecond at a time; what it wakes too late, beyond its own wait for a
-        CPU, somebody held the interpreter's lock (the idea of py-spy's and gilknocker's monitors)
+lock    a thread naps for a quarter of a millisecond at a time; what it wakes too late, beyond its own wait
+        for a CPU, somebody held the interpreter's lock (the idea of py-spy's and gilknocker's monitors)
 bytes   the first item and its result, pickled as for a worker process
 memory  by how much the process grew
 """
@@ -28,12 +28,16 @@ from video.selector import Measured
 if sys.platform != "win32":
     import resource
 
-NAP_SECONDS = 0.00025
-LATE_SECONDS = 0.0005
+COARSE = sys.platform != "linux"
+"""Timers are, and nobody says for how long a thread waits for a CPU."""
+NAP_SECONDS = 0.0005 if COARSE else 0.00025
+LATE_SECONDS = 0.001 if COARSE else 0.0005
 """A nap may last this much too long for no reason but the timer's."""
-STRETCH_SECONDS = 0.0012
-"""What runs in one go for less than this cannot be heard to hold the lock, which is free before and after
-it: the nap that goes on when it begins, and one more, end less than `LATE_SECONDS` too late."""
+STRETCH_SECONDS = 1.1 * (2 * NAP_SECONDS + LATE_SECONDS)
+"""What runs in one go for less than this may not be heard to hold the lock, which is free before and after
+it: the nap that goes on when it begins, and one more, may end less than `LATE_SECONDS` too late."""
+LONG_SECONDS = 0.001
+"""An item for which more clocks can be afforded."""
 UNHEARD = 0.5
 """The share of its CPU time for which an item is taken to hold the lock where nothing could be heard: in
 between, so that two at once are to settle it."""
@@ -131,6 +135,8 @@ class Probe:
         self.began: float | None = None
         """`time.monotonic()` when the first item began; None: none has."""
         self._ticker: _Ticker | None = None
+        self.peak = _peak()
+        """Resident bytes of this process at most, until now."""
         self.driver = threading.get_native_id()
         """The thread that drives the batch, whose CPU time is not the items'; unless it runs them."""
         self._lock = threading.Lock()
@@ -299,8 +305,9 @@ class _Gauge:
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
         self._thread = threading.get_native_id()
-        self._began = probe.state(self._thread, closely=probe.looks)
-        self._looked = self._began if probe.looks else None
+        looks = probe.looks  # once: to read the clocks, it may let go of the lock
+        self._began = probe.state(self._thread, closely=looks)
+        self._looked = self._began if looks else None
 
     def look(self) -> None:
         if self._looked is None:
@@ -319,6 +326,8 @@ class _Gauge:
                 late = heard = 0.0
             # The peak of a process never falls: only where it has risen does it tell of these items.
             grown = (state.peak if state.peak > looked.peak else state.memory) - looked.memory
+        elif wall > LONG_SECONDS:  # it holds the lock, so that nobody could look
+            grown = _peak() - self._probe.peak
         return Reading(
             items,
             max(0.0, wall),

@@ -51,9 +51,11 @@ class Rules:
     max_memory_kills: int = 2
     by_items: bool = False
     """The items of a lease run side by side: `width` bounds items in flight, not leases."""
-    least: int | None = None
-    """`width` holds over all engines together: what an earlier one still runs takes room on the next, but for
-    so many leases; None: it takes none."""
+    bounded: bool = False
+    """`width` holds over all engines together: what an earlier one still runs takes room on the next."""
+    gradual: bool = False
+    """So it does until the next one has answered, but for one lease: what has just been begun elsewhere will
+    have ended by then, if it is like the others."""
     degrades: bool = False
     """Where the engine breaks down, a simpler one is to take over what it had."""
     forgets: bool = False
@@ -189,8 +191,12 @@ class Reducer:
         rules, self._now, self._look_at = self.rules, now, float("inf")
         # Until a time is known, chunks of one item would only fill the queue: dear where a call is (Dask).
         most = rules.most_leases if self._sizes.known else min(rules.most_leases, rules.width)
-        if rules.least is not None and self._elsewhere:
-            most = min(most, max(rules.least, rules.width - len(self._elsewhere)))
+        if self._elsewhere:
+            room = rules.width - len(self._elsewhere)
+            if rules.bounded:
+                most = min(most, max(0, room))
+            elif rules.gradual and self.answer is None:
+                most = min(most, max(1, room))
         if self.failed is not None or len(self._leases) - len(self._elsewhere) >= most:
             return 0
         room = rules.width

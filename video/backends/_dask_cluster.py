@@ -150,8 +150,16 @@ async def _hold_cluster(folder: Path, workers: int, parent: int) -> None:
         if not ordered.done():
             ordered.set_result(by_order)
 
+    def then(wait: Callable[[], bool]) -> None:
+        by_order = wait()
+        with contextlib.suppress(RuntimeError):  # the loop has ended already
+            loop.call_soon_threadsafe(leave, by_order)
+        if not by_order:  # whatever the loop is at, which may have to start first, or may be stuck
+            time.sleep(2 * ORPHAN_SECONDS)
+            _leave_at_once(folder)
+
     for wait in (_read_order, functools.partial(_await_orphanhood, parent)):
-        threading.Thread(target=_then, args=(wait, loop, leave), daemon=True).start()
+        threading.Thread(target=then, args=(wait,), daemon=True).start()
     importlib.import_module("dask").config.set(
         {
             "temporary-directory": str(folder),  # the scheduler's too, which leaves a folder of locks behind
@@ -184,9 +192,6 @@ async def _hold_cluster(folder: Path, workers: int, parent: int) -> None:
         if not await ordered:
             # The scheduler has seen its client go, and withdrawn the calls.
             await asyncio.sleep(ORPHAN_SECONDS)
-            bound = threading.Timer(ORPHAN_SECONDS, _leave_at_once, [folder])
-            bound.daemon = True
-            bound.start()
     finally:
         for nanny in cluster.workers.values():
             nanny.close_gracefully()  # it shall not start another
@@ -197,15 +202,14 @@ async def _hold_cluster(folder: Path, workers: int, parent: int) -> None:
 
 
 def _leave_at_once(folder: Path) -> None:
-    """The fork server ends with this process, and so does the resource tracker, once it has cleaned up."""
+    """With all processes but the resource tracker, which ends with this one, once it has cleaned up."""
+    psutil = importlib.import_module("psutil")
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if not any("resource_tracker" in word for word in child.cmdline()):
+                kill_tree(child.pid)
     scope.remove(str(folder))
     os._exit(1)
-
-
-def _then(wait: Callable[[], bool], loop: asyncio.AbstractEventLoop, act: Callable[[bool], object]) -> None:
-    ordered = wait()
-    with contextlib.suppress(RuntimeError):  # the loop has ended already
-        loop.call_soon_threadsafe(act, ordered)
 
 
 def _read_order() -> bool:
