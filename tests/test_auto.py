@@ -565,7 +565,8 @@ def test_an_item_that_ends_elsewhere_is_no_start_of_the_engine(
     assert seen == [("process", pytest.approx(0.25))]
 
 
-def test_little_that_is_left_is_not_looked_at(runner: Runner) -> None:
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_little_that_is_left_is_not_looked_at(runner: Runner, goes_on: bool) -> None:
     """To choose an engine for it would take longer than any could save."""
     auto = Auto(runner._eligible, Asked(left=1000), 2, None, lambda *_: opened, lambda _: None, lambda: "")
     opened = runner._engines.open(Choice("serial", 1, 1, ""))
@@ -576,7 +577,12 @@ def test_little_that_is_left_is_not_looked_at(runner: Runner) -> None:
     auto.check_at = time.monotonic()
     assert auto.steer(auto.check_at, Progress(10, 0.0, 90)) is None
     assert not probe.looks
-    auto.steer(auto.check_at, Progress(10, 0.0, 90))
+    if goes_on:
+        probe.run(abs, range(10), 1)
+        assert auto.steer(auto.check_at, Progress(20, 0.0, 80)) is None
+        assert not probe.looks
+        probe.run(abs, range(10), 1)
+    auto.steer(auto.check_at, Progress(30, 0.0, 70))
     assert probe.looks, "it has not ended by then: the others may be longer"
     auto.close()
 
@@ -604,6 +610,34 @@ def test_where_nothing_was_heard_what_computes_may_hold_the_lock(cpu: float, gil
     measured = summary([reading] * 3, None, listened=True)
     assert measured is not None
     assert measured.gil == pytest.approx(gil)
+
+
+@pytest.mark.parametrize(
+    ("ended", "runs", "wall", "cpu"),
+    [
+        ([(1, 0.01)], (1, 0.009), 0.01, 0.01),
+        ([(1, 0.01)], (1, 0.05), 0.055, 0.03),
+        ([(1, 0.01)], (4, 0.039), 0.01, 0.01),
+        ([(1, 0.01)], (4, 0.08), 0.055, 0.03),
+        ([], (1, 0.003), 0.006, 0.003),
+    ],
+    ids=["like the others", "longer", "a chunk like the others", "a chunk with a long one", "the first"],
+)
+def test_what_runs_on_counts_once_it_is_past_the_others_and_twice(
+    ended: list[tuple[int, float]], runs: tuple[int, float], wall: float, cpu: float
+) -> None:
+    """It computes for half of its time, the others for all of theirs."""
+    items, seconds = runs
+    readings = [Reading(count, taken, taken, late=0.0, heard=0.0) for count, taken in ended]
+    readings.append(Reading(items, seconds, seconds / 2, late=0.0, heard=0.0, running=True))
+    measured = summary(readings, None)
+    assert measured is not None
+    assert (measured.wall, measured.cpu) == pytest.approx((wall, cpu))
+    assert measured.items == len(ended)
+
+
+def test_what_has_only_just_begun_tells_nothing() -> None:
+    assert summary([Reading(1, 0.0, 0.0, late=0.0, heard=0.0, running=True)], None) is None
 
 
 def test_who_drives_a_batch_is_known_before_its_first_item(runner: Runner) -> None:
@@ -693,6 +727,42 @@ def test_nothing_is_heard_while_the_one_who_listens_has_no_cpu(monkeypatch: pyte
     monkeypatch.setattr(measuring, "_schedule", lambda _: (0.0, time.monotonic() - ticker.began))
     assert probe.state(probe.driver, closely=False).heard < 0.05
     probe.close()
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_nothing_is_heard_while_the_one_who_listens_waits_for_a_cpu_just_now(
+    ready: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has counted that yet: it would look like the lock."""
+    probe = Probe()
+    probe.look()
+    ticker = probe._ticker
+    assert ticker is not None
+    ticker.stopped = True
+    ticker.join(60)
+    time.sleep(0.1)
+    monkeypatch.setattr(measuring, "_ready", lambda _: ready)
+    state = probe.state(probe.driver, closely=False)
+    assert (state.heard < 0.05) is ready
+    assert (state.late < 0.05) is ready
+
+
+def test_an_item_that_computed_and_waits_since_is_taken_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = State(*[0.0] * len(State._fields))
+    states = iter(
+        [
+            nothing._replace(now=1.0),
+            nothing._replace(now=1.001, cpu=0.001),
+            nothing._replace(now=1.003, cpu=0.001),
+        ]
+    )
+    probe = Probe()
+    monkeypatch.setattr(probe, "state", lambda *_, **__: next(states))
+    gauge = _Gauge(probe)
+    gauge.look()
+    reading = gauge.read(running=True)
+    assert reading.wall == pytest.approx(0.003)
+    assert reading.cpu == 0
 
 
 def test_python_code_holds_the_lock() -> None:

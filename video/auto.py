@@ -26,7 +26,7 @@ from video.selector import Asked, Candidate, Decision, Engine, Machine, Measured
 
 IN_PLACE = ("serial", "thread")
 """Engines to which nothing needs to cross."""
-LOOKS = (0.0006, 0.002, 0.004, 0.0065, 0.012, 0.025, 0.05, 0.1, 0.25)
+LOOKS = (0.001, 0.0025, 0.004, 0.0065, 0.012, 0.025, 0.05, 0.1, 0.25)
 """Seconds after which the probe is looked at, whatever has ended: at the first the listening to the lock
 begins, by the last it is decided, even if the first item still runs: the others shall not wait for it."""
 HARDLY_SECONDS = 0.0025
@@ -38,10 +38,12 @@ COMPUTES = 0.5
 """An item that uses more CPU than this share of its time keeps a CPU busy."""
 FREE = 0.2
 """An item that was heard to hold the lock for less of its time suits threads, however long it takes."""
+BRIEF_LOOKS = 2
+"""So many of them may find that what is left is not worth it."""
 HEAR_SECONDS = 1.25 * STRETCH_SECONDS
 """The second look comes no sooner after the first, so that enough is heard by then; who listens has to wait
 for a CPU himself now and then."""
-BRIEF_SECONDS = 0.0005
+BRIEF_SECONDS = 0.0008
 """What the probe runs in one go until the first look, at least an item: a short batch is over by then, or
 known to be short."""
 STEP_SECONDS = 0.006
@@ -129,6 +131,8 @@ class Auto:
         """To the interpreter's lock, since progress is not what it should be."""
         self._watched = _Watched()
         self._looks = 0
+        self._done = 0
+        """Items of the probe that had ended by the last look."""
         self._predicted: tuple[Measured, int | None, tuple[Candidate, ...], Machine] | None = None
         """What was predicted for the first decision, and from what: a short batch is over before it could be
         predicted twice."""
@@ -227,8 +231,7 @@ class Auto:
             return None
         late = False
         if now >= self.check_at:
-            # Once: if it is not over by the next look, what has ended does not stand for the others.
-            ended = self._all_alike(probe, progress) if self._looks == 0 else None
+            ended = self._all_alike(probe, progress)
             self._looks += 1
             late = self._looks >= len(LOOKS)
             self.check_at = now + LOOKS[-1] if late else max(now, probe.began + LOOKS[self._looks])
@@ -279,7 +282,11 @@ class Auto:
     def _all_alike(self, probe: Probe, progress: Progress) -> Measured | None:
         """What items take, if that of those that have ended is all there is to go by for the others, and it
         is known how many there are."""
-        measured = probe.ended() if self._known is None and progress.left is not None else None
+        before, self._done = self._done, probe.items
+        if self._known is not None or progress.left is None or probe.looks or self._looks >= BRIEF_LOOKS:
+            return None
+        # If none has ended since the last look, they do not stand for the one that runs.
+        measured = probe.ended() if probe.items > before else None
         return measured if measured is not None and measured.items else None
 
     def _short(self, ended: Measured, progress: Progress) -> Measured | None:

@@ -61,7 +61,7 @@ class Reading:
     failed: bool = False
     """Some of them failed, which is no measure of the others."""
     running: bool = False
-    """It has not ended, and counts as if it did now."""
+    """They have not ended: it is what they took until now."""
 
 
 def summary(
@@ -69,22 +69,37 @@ def summary(
 ) -> Measured | None:
     """One item's share of it all; None if there is nothing to go by.
 
+    What still runs counts once one of its items is past the others, and then for twice as long as that has
+    taken: half of all that is met on its way has as much before it as behind it (J. R. Gott, Implications of
+    the Copernican principle for our future prospects, Nature 363, 1993).
+
     :param listened: to the lock, though perhaps in none of what ran.
     """
-    ended = [one for one in readings if one.items]
+    ended = [one for one in readings if one.items and not one.running]
     sound = [one for one in ended if not one.failed] or ended
-    if not sound:
+    under_way = [one for one in readings if one.running]
+    if not sound and not under_way:
         return None
-    memory = max(one.memory for one in sound)
+    memory = max(one.memory for one in (*sound, *under_way))
     load = 0.0
     if len(sound) > 1 and sound[0].items == 1:
         others = sum(one.wall for one in sound[1:]) / sum(one.items for one in sound[1:])
         if sound[0].wall > LOADED * others:
             load = sound[0].wall - others
             sound = sound[1:]
+    late = sum(one.late for one in (*sound, *under_way))
+    heard = sum(one.heard for one in (*sound, *under_way))
     items, wall = sum(one.items for one in sound), sum(one.wall for one in sound)
-    late, heard = sum(one.late for one in sound), sum(one.heard for one in sound)
     cpu = sum(one.cpu for one in sound)
+    each = wall / items if items else 0.0
+    for one in under_way:
+        longest = one.wall - each * (one.items - 1)
+        if longest > each:
+            items += 1
+            wall += 2 * longest
+            cpu += 2 * longest * one.cpu / one.wall
+    if not items:  # it has only just begun
+        return None
     gil = 0.0
     if has_gil and heard > 0:
         gil = min(1.0, late / heard)
@@ -100,7 +115,7 @@ def summary(
         pickles=carried.refused,
         memory=memory,
         load=load,
-        items=sum(one.items for one in sound if not one.failed and not one.running),
+        items=sum(one.items for one in sound if not one.failed),
     )
 
 
@@ -153,7 +168,7 @@ class Probe:
         if first:
             # The first one stands for all. Before the task sees it, since it may change or close it.
             carried.add(items[0])
-        gauge = _Gauge(self)
+        gauge = _Gauge(self, len(items))
         self.began = self.began or time.monotonic()
         with self._lock:
             self._open[id(gauge)] = gauge
@@ -186,6 +201,7 @@ class Probe:
         :param closely: all of them; else only those that the shortest items can afford.
         """
         ticker, driver = self._ticker, self.driver
+        until: float | None = None
         # Files first: to read one lets go of the lock, and a thread that holds it long may come in between.
         # The clocks after them are read in one go, or they would tell of different moments.
         waited = memory = peak = children = 0.0
@@ -201,11 +217,14 @@ class Probe:
         if ticker is not None:
             ran, unheard = _schedule(ticker.native_id)
             ours += ran
+            until = ticker.until()
         cpu = time.process_time() - ours
-        late = 0.0 if ticker is None else ticker.late() - unheard
         now = time.monotonic()
-        # While the ticker itself had no CPU it heard nothing, and was late for that.
-        heard = 0.0 if ticker is None else now - ticker.began - unheard
+        late = heard = 0.0
+        if ticker is not None:
+            # While the ticker itself had no CPU it heard nothing, and was late for that.
+            until = now if until is None else until
+            late, heard = ticker.late(until) - unheard, until - ticker.began - unheard
         return _State(now, cpu, children, waited, late, heard, memory, peak)
 
     @property
@@ -225,13 +244,17 @@ class Probe:
 
     @property
     def seconds(self) -> float:
-        """What they took together."""
-        return sum(one.wall for one in self._readings)
+        """What they took together, and those that run until now."""
+        now = time.monotonic()
+        with self._lock:
+            return sum(one.wall for one in self._readings) + sum(
+                now - one.began for one in self._open.values()
+            )
 
     def measured(self) -> Measured | None:
-        """What an item takes, as far as is known by now: one that still runs counts as if it ended now."""
+        """What an item takes, as far as is known by now."""
         with self._lock:
-            readings = [*self._readings, *(gauge.read(1, running=True) for gauge in self._open.values())]
+            readings = [*self._readings, *(gauge.read(running=True) for gauge in self._open.values())]
         self.heard = sum(one.heard for one in readings)
         return summary(readings, self._carried, has_gil=_has_gil(), listened=self.looks)
 
@@ -276,7 +299,7 @@ class Listening:
         """The share by now, 0 to 1; 0 where next to nothing was heard. Ends the listening."""
         self._ticker.stopped = True
         unheard = _schedule(self._ticker.native_id)[1]
-        late, heard = self._ticker.late() - unheard, now - self._began - unheard
+        late, heard = self._ticker.late(now) - unheard, now - self._began - unheard
         if heard < STRETCH_SECONDS or not _has_gil():
             return 0.0
         return min(1.0, max(0.0, late / heard))
@@ -302,25 +325,37 @@ class _Gauge:
     """Watches the thread that makes it. All but two clocks count from the first look on only, which short
     items do not live to see: to read them would take longer than they do."""
 
-    def __init__(self, probe: Probe) -> None:
+    def __init__(self, probe: Probe, items: int = 1) -> None:
         self._probe = probe
+        self._items = items
         self._thread = threading.get_native_id()
         looks = probe.looks  # once: to read the clocks, it may let go of the lock
         self._began = probe.state(self._thread, closely=looks)
         self._looked = self._began if looks else None
 
+    @property
+    def began(self) -> float:
+        return self._began.now
+
     def look(self) -> None:
         if self._looked is None:
             self._looked = self._probe.state(self._thread, closely=True)
 
-    def read(self, items: int, *, failed: bool = False, running: bool = False) -> Reading:
-        """From any thread."""
+    def read(self, items: int | None = None, *, failed: bool = False, running: bool = False) -> Reading:
+        """From any thread.
+
+        :param items: so many have ended; None: nobody knows.
+        """
         began, looked = self._began, self._looked
         state = self._probe.state(self._thread, closely=looked is not None)
         wall, cpu, late, heard, grown = state.now - began.now, state.cpu - began.cpu, 0.0, 0.0, 0.0
         if looked is not None:
             wall -= state.waited - looked.waited
             cpu += state.children - looked.children
+            lately = state.now - looked.now
+            if running and lately > 0:
+                # It may have computed and asked, and now wait for the answer: what it did lately counts.
+                cpu = wall * (state.cpu - looked.cpu + state.children - looked.children) / lately
             late, heard = state.late - looked.late, min(wall, state.heard - looked.heard)
             if heard < STRETCH_SECONDS:
                 late = heard = 0.0
@@ -329,7 +364,7 @@ class _Gauge:
         elif wall > LONG_SECONDS:  # it holds the lock, so that nobody could look
             grown = _peak() - self._probe.peak
         return Reading(
-            items,
+            self._items if items is None else items,
             max(0.0, wall),
             max(0.0, cpu),
             max(0.0, late),
@@ -363,9 +398,15 @@ class _Ticker(threading.Thread):
                 self._sum += late
             self._lap = now
 
-    def late(self) -> float:
+    def until(self) -> float | None:
+        """The time until which it has heard something: that of its last lap if it is awake and has no CPU;
+        None: now."""
+        lap = self._lap
+        return lap if time.monotonic() - lap - NAP_SECONDS > LATE_SECONDS and _ready(self.native_id) else None
+
+    def late(self, until: float) -> float:
         """Seconds by which it woke too late, the open lap included, and its waits for a CPU."""
-        late = time.monotonic() - self._lap - NAP_SECONDS
+        late = until - self._lap - NAP_SECONDS
         return self._sum + (late if late > LATE_SECONDS else 0.0)
 
 
@@ -388,6 +429,15 @@ def _schedule(thread: int | None) -> tuple[float, float]:
         return int(ran) / 1e9, int(waited) / 1e9
     except (OSError, ValueError):
         return 0.0, 0.0
+
+
+def _ready(thread: int | None) -> bool:
+    """A thread of this process runs, or would if it had a CPU: it waits for no lock."""
+    try:
+        with open(f"/proc/self/task/{thread}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2].startswith(b"R")
+    except OSError:
+        return False
 
 
 def _memory() -> float:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from threading import Lock
 
-PATIENCE = 0.0006
+PATIENCE = 0.001
 """Seconds after which an item takes long."""
 IDLE_SECONDS = 1.0
 """The watcher ends when it had nothing to do for so long."""
