@@ -39,7 +39,7 @@ COMPUTES = 0.5
 FREE = 0.2
 """An item that was heard to hold the lock for less of its time suits threads, however long it takes."""
 BRIEF_LOOKS = 2
-"""So many of them may find that what is left is not worth it."""
+"""The first so many looks may find that what is left is not worth one."""
 HEAR_SECONDS = 1.25 * STRETCH_SECONDS
 """The second look comes no sooner after the first, so that enough is heard by then; who listens has to wait
 for a CPU himself now and then."""

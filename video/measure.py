@@ -2,7 +2,7 @@
 
 wall    seconds, less those that the thread waited for a CPU (Linux: /proc/self/task/TID/schedstat, field 2);
         else a busy neighbour would look like I/O
-CPU     of the whole process and its children (ffmpeg!), less the ticker's own
+CPU     of the whole process and, once they have ended, its children (ffmpeg!), less the ticker's own
 lock    a thread naps for a quarter of a millisecond at a time; what it wakes too late, beyond its own wait
         for a CPU, somebody held the interpreter's lock (the idea of py-spy's and gilknocker's monitors)
 bytes   the first item and its result, pickled as for a worker process
@@ -54,6 +54,7 @@ class Reading:
     items: int
     wall: float
     cpu: float
+    """Of what runs on, its share lately, where that tells more."""
     late: float
     """Seconds for which the lock was held, of those that were listened to."""
     heard: float
@@ -76,8 +77,8 @@ def summary(
     :param listened: to the lock, though perhaps in none of what ran.
     """
     ended = [one for one in readings if one.items and not one.running]
-    sound = [one for one in ended if not one.failed] or ended
     under_way = [one for one in readings if one.running]
+    sound = [one for one in ended if not one.failed] or ([] if under_way else ended)
     if not sound and not under_way:
         return None
     memory = max(one.memory for one in (*sound, *under_way))
@@ -244,12 +245,11 @@ class Probe:
 
     @property
     def seconds(self) -> float:
-        """What they took together, and those that run until now."""
+        """What they took together, and those that run, since somebody looked at them."""
         now = time.monotonic()
         with self._lock:
-            return sum(one.wall for one in self._readings) + sum(
-                now - one.began for one in self._open.values()
-            )
+            running = sum(now - one.looked for one in self._open.values() if one.looked is not None)
+            return sum(one.wall for one in self._readings) + running
 
     def measured(self) -> Measured | None:
         """What an item takes, as far as is known by now."""
@@ -298,8 +298,8 @@ class Listening:
     def locked(self, now: float) -> float:
         """The share by now, 0 to 1; 0 where next to nothing was heard. Ends the listening."""
         self._ticker.stopped = True
-        unheard = _schedule(self._ticker.native_id)[1]
-        late, heard = self._ticker.late(now) - unheard, now - self._began - unheard
+        unheard, until = _schedule(self._ticker.native_id)[1], self._ticker.until() or now
+        late, heard = self._ticker.late(until) - unheard, until - self._began - unheard
         if heard < STRETCH_SECONDS or not _has_gil():
             return 0.0
         return min(1.0, max(0.0, late / heard))
@@ -334,8 +334,9 @@ class _Gauge:
         self._looked = self._began if looks else None
 
     @property
-    def began(self) -> float:
-        return self._began.now
+    def looked(self) -> float | None:
+        """`time.monotonic()` of the first look."""
+        return None if self._looked is None else self._looked.now
 
     def look(self) -> None:
         if self._looked is None:
@@ -352,9 +353,9 @@ class _Gauge:
         if looked is not None:
             wall -= state.waited - looked.waited
             cpu += state.children - looked.children
-            lately = state.now - looked.now
-            if running and lately > 0:
-                # It may have computed and asked, and now wait for the answer: what it did lately counts.
+            lately = state.now - looked.now - (state.waited - looked.waited)
+            if running and lately >= STRETCH_SECONDS and not _others_run():
+                # It may have computed and asked, and now wait for the answer; or for a child that computes.
                 cpu = wall * (state.cpu - looked.cpu + state.children - looked.children) / lately
             late, heard = state.late - looked.late, min(wall, state.heard - looked.heard)
             if heard < STRETCH_SECONDS:
@@ -402,7 +403,9 @@ class _Ticker(threading.Thread):
         """The time until which it has heard something: that of its last lap if it is awake and has no CPU;
         None: now."""
         lap = self._lap
-        return lap if time.monotonic() - lap - NAP_SECONDS > LATE_SECONDS and _ready(self.native_id) else None
+        if time.monotonic() - lap - NAP_SECONDS < LATE_SECONDS or not _ready(self.native_id):
+            return None
+        return lap if lap == self._lap else None  # to look has let it go on
 
     def late(self, until: float) -> float:
         """Seconds by which it woke too late, the open lap included, and its waits for a CPU."""
@@ -438,6 +441,19 @@ def _ready(thread: int | None) -> bool:
             return file.read().rpartition(b") ")[2].startswith(b"R")
     except OSError:
         return False
+
+
+def _others_run() -> bool:
+    """Whether somebody on this machine computes just now, perhaps a child that works for an item; True where
+    the system does not say."""
+    for _ in range(2):  # the ticker may have been awake
+        try:
+            with open("/proc/loadavg", "rb", buffering=0) as file:
+                if int(file.read().split()[3].partition(b"/")[0]) <= 1:  # that is us
+                    return False
+        except (OSError, ValueError, IndexError):
+            break
+    return True
 
 
 def _memory() -> float:
