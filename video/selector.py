@@ -433,7 +433,11 @@ def _measured_lines(
         + (
             f", {_counted(measured.items, 'item')}, {probe_seconds:.3g} s"
             if measured.items
-            else (", of an item that had not ended: at least that" if measured.source == "probe" else "")
+            else (
+                ", of an item that had not ended: twice what it took by then"
+                if measured.source == "probe"
+                else ""
+            )
         ),
         f"left             {'unknown' if left is None else _counted(left, 'item')}",
     ]
