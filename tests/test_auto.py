@@ -596,6 +596,58 @@ def test_a_long_item_after_a_brief_one_does_not_hold_up_the_others() -> None:
     assert all(began < end for began, _ in others), "they waited for the first long one to end"
 
 
+def test_long_items_in_a_chunk_that_was_sized_by_brief_ones_go_to_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VIDEO_NO_PROFILE", "1")
+    with Runner() as runner:
+        outcomes = runner.map(brief_then_long, range(25))
+    assert [outcome.index for outcome in outcomes] == list(range(25))
+    assert all(outcome.attempts == 1 for outcome in outcomes)
+    mine = [outcome.value for outcome in outcomes[5:]].count(threading.get_ident())
+    assert mine <= 4, "this thread was left with more than it had begun"
+
+
+def test_what_has_not_begun_is_given_back() -> None:
+    probe, begun, go = Probe(), threading.Event(), threading.Event()
+
+    def wait(item: int) -> int:
+        begun.set()
+        assert go.wait(60)
+        return item
+
+    with ThreadPoolExecutor(1) as pool:
+        ran = pool.submit(probe.run, wait, [1, 2, 3], 1)
+        assert begun.wait(60)
+        probe.give_back()
+        go.set()
+        assert ran.result(60).values == [1]
+
+
+def brief_then_long(item: int) -> int:
+    if item >= 5:
+        time.sleep(0.03)
+    return threading.get_ident()
+
+
+def test_items_that_wait_do_not_wait_for_each_other_after_one_that_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VIDEO_NO_PROFILE", "1")
+    with Runner() as runner:
+        outcomes = runner.map(fail_then_wait, range(21))
+    assert isinstance(outcomes[0].error, ValueError)
+    mine = [outcome.value for outcome in outcomes[1:]].count(threading.get_ident())
+    assert mine <= 4, "each began when the one before it had ended"
+
+
+def fail_then_wait(item: int) -> int:
+    if item == 0:
+        raise ValueError("broken")
+    time.sleep(0.03)
+    return threading.get_ident()
+
+
 def brief_first(item: int) -> tuple[float, float]:
     """When it began and ended."""
     began = time.monotonic()
@@ -719,7 +771,7 @@ def test_what_runs_briefly_is_not_heard(heard: float, counts: bool, monkeypatch:
     states = iter([nothing._replace(heard=at) for at in (5.0, 5.0 + heard)])
     monkeypatch.setattr(Probe, "looks", True)
     monkeypatch.setattr(probe, "state", lambda *_, **__: next(states)._replace(now=1.0))
-    gauge = _Gauge(probe)
+    gauge = _Gauge(probe, [0])
     gauge._began = gauge._began._replace(now=0.0)
     assert (gauge.read(1).heard > 0) is counts
 
@@ -775,7 +827,7 @@ def test_an_item_that_computed_and_waits_since_is_taken_to_wait(
     probe = Probe()
     monkeypatch.setattr(probe, "state", lambda *_, **__: next(states))
     monkeypatch.setattr(measuring, "_others_run", lambda: others)
-    gauge = _Gauge(probe)
+    gauge = _Gauge(probe, [0])
     gauge.look()
     reading = gauge.read(running=True)
     assert reading.wall == pytest.approx(wall)
@@ -860,7 +912,7 @@ def test_a_look_that_comes_while_an_item_begins_does_not_spoil_its_clocks(
 
     monkeypatch.setattr(Probe, "state", and_look)
     subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)  # a child that has taken time
-    reading = _Gauge(probe).read(1)
+    reading = _Gauge(probe, [0]).read(1)
     probe.close()
     assert reading.memory < 10_000_000
     assert reading.cpu < 0.02

@@ -111,3 +111,13 @@ def test_a_chunk_holds_about_the_target_of_work() -> None:
     for _ in range(20):
         sizes.observe([0.001] * 10)
     assert sizes.next(None) == pytest.approx(TARGET_SECONDS / 0.001, rel=0.02)
+
+
+def test_chunks_are_sized_by_what_is_known_of_items_that_have_not_ended() -> None:
+    """Those that have were brief."""
+    before, after = ChunkSizes(1000, 1), ChunkSizes(1000, 2)
+    before.observe([1e-6] * 5)
+    after.follow(before)
+    assert after.next(40) > 5
+    after.follow(before, least=0.1)
+    assert after.next(40) == 1

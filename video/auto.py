@@ -146,7 +146,7 @@ class Auto:
             engine = "serial" if self._here else "thread"
             reason = "it ended before there was anything to choose"
             measured = self._known or self._probed.ended() or self._probed.measured()
-            self._latest = Decision(engine, 1, self._threads(1), reason, measured=measured)
+            self._latest = Decision(engine, 1, self._threads(1), reason, measured=measured, left=0)
         return self._latest
 
     @property
@@ -275,7 +275,7 @@ class Auto:
 
     def _tells(self, probe: Probe, measured: Measured) -> bool:
         """The probe has seen enough. Items that fail tell nothing: the next ones may not."""
-        if probe.items and not measured.items:
+        if probe.items and not measured.items and not probe.running:
             return False
         return (measured.gil < FREE and probe.heard > 0) or self._enough(probe)
 
@@ -308,7 +308,10 @@ class Auto:
         if self._probe is not None:
             self._probe.close()
             self._probed, self._probe = self._probe, None
-        return self._take(now, progress, measured, more)
+        opened = self._take(now, progress, measured, more)
+        if self._probed is not None and opened.choice.backend != "serial":
+            self._probed.give_back()
+        return opened
 
     def _candidates(self, measured: Measured, left: int | None) -> tuple[tuple[Candidate, ...], Machine]:
         predicted, self._predicted = self._predicted, None
@@ -375,7 +378,9 @@ class Auto:
         if best.start:
             self._starting, self._opened = True, now
             self.check_at += START_PATIENCE * best.start
-        return dataclasses.replace(opened, bounded=tight, gradual=computes and earlier is None)
+        return dataclasses.replace(
+            opened, each=measured.wall, bounded=tight, gradual=computes and earlier is None
+        )
 
     # Watching
 

@@ -57,6 +57,8 @@ class Opened:
     """What runs a chunk; one that measures it, while the engine is being chosen."""
     target: float | None = None
     """Seconds of work in one chunk; None: what is usual for its kind."""
+    each: float = 0.0
+    """Seconds that an item takes, as far as is known beyond those that have ended."""
     bounded: bool = False
     """Its width holds for what an earlier engine still runs, too."""
     gradual: bool = False
@@ -218,7 +220,7 @@ class Batch(Generic[R]):
                     del self._held[number]
                     self._reducer.recalled(number)
             self._engine = engine
-            self._reducer.move(rules, sizes)
+            self._reducer.move(rules, sizes, opened.each)
 
     def _go_down(self, error: BackendUnavailable) -> None:
         """The engine has broken down: go on with a simpler one."""

@@ -169,13 +169,13 @@ class Probe:
         if first:
             # The first one stands for all. Before the task sees it, since it may change or close it.
             carried.add(items[0])
-        gauge = _Gauge(self, len(items))
+        gauge = _Gauge(self, list(items))
         self.began = self.began or time.monotonic()
         with self._lock:
             self._open[id(gauge)] = gauge
         began = time.monotonic()
         try:
-            ran = run_chunk(task, items, threads)
+            ran = run_chunk(task, gauge.left, threads)
         finally:
             with self._lock:
                 del self._open[id(gauge)]
@@ -287,6 +287,12 @@ class Probe:
             self._ticker.stopped = True
             self._ticker = None
 
+    def give_back(self) -> None:
+        """What has not begun of what runs. Its chunks were sized by brief items, and may hold long ones."""
+        with self._lock:
+            for gauge in self._open.values():
+                gauge.left.clear()
+
 
 class Listening:
     """For how much of the time somebody holds the interpreter's lock, from now on."""
@@ -325,9 +331,11 @@ class _Gauge:
     """Watches the thread that makes it. All but two clocks count from the first look on only, which short
     items do not live to see: to read them would take longer than they do."""
 
-    def __init__(self, probe: Probe, items: int = 1) -> None:
+    def __init__(self, probe: Probe, items: list[Any]) -> None:
         self._probe = probe
-        self._items = items
+        self._items = len(items)
+        self.left = items
+        """What runs comes from this list: once it is emptied, what has begun is the last."""
         self._thread = threading.get_native_id()
         looks = probe.looks  # once: to read the clocks, it may let go of the lock
         self._began = probe.state(self._thread, closely=looks)

@@ -75,7 +75,7 @@ def choose(
         if names_cluster(config) and (total is None or total >= CLUSTER_ITEMS):
             backend, reason = "dask", f"{words}, and a cluster is there"
     elif total is not None and total <= 1:
-        backend, reason = "serial", "there is one item"
+        backend, reason = "serial", "there is one item at most"
     else:
         backend, reason, measure = "thread", "nothing is known of the task yet", True
 
@@ -190,10 +190,15 @@ class ChunkSizes:
         self._mean, self._square = mean, square
         self._resize(GROWTH * self._size)
 
-    def follow(self, other: ChunkSizes) -> None:
-        """Go on from what another learnt of the same items."""
+    def follow(self, other: ChunkSizes, least: float = 0.0) -> None:
+        """Go on from what another learnt of the same items.
+
+        :param least: seconds that an item is known to take, though none that long may have ended.
+        """
         self.seconds = other.seconds
         self._mean, self._square = other._mean, other._square
+        if least and (self._mean is None or self._mean < least):
+            self._mean, self._square = least, least * least
         if self._mean is not None:
             self._resize(self.limit)
 

@@ -158,9 +158,12 @@ class Reducer:
         self.reruns: list[tuple[int, BaseException]] = []
         """(items, reason) of what came back since then."""
 
-    def move(self, rules: Rules, sizes: ChunkSizes) -> None:
-        """What comes next goes to another engine; leases keep to the one that has them."""
-        sizes.follow(self._sizes)
+    def move(self, rules: Rules, sizes: ChunkSizes, least: float = 0.0) -> None:
+        """What comes next goes to another engine; leases keep to the one that has them.
+
+        :param least: seconds that an item takes, as far as is known beyond those that have ended.
+        """
+        sizes.follow(self._sizes, least)
         self.rules, self._sizes, self.broken = rules, sizes, None
         self._elsewhere, self.answer = set(self._leases), None
 

@@ -10,7 +10,7 @@ import difflib
 import functools
 import math
 import weakref
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence, Sized
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from types import TracebackType
@@ -248,6 +248,7 @@ class Runner:
         """
         if task is None:
             return None if self._latest is None else self._latest()
+        _check_names(how)
         choice = self.choose(task, **how)
         _, known = self._known(task, how)
         asked = self._asked(how)
@@ -274,11 +275,7 @@ class Runner:
         here: bool = True,
         **how: Unpack[How],
     ) -> Batch[R]:
-        if unknown := how.keys() - How.__annotations__.keys():
-            name = min(unknown)
-            near = difflib.get_close_matches(name, [*How.__annotations__, "ordered", "prefetch"], 1)
-            cure = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(How.__annotations__)}."
-            raise ConfigError(f"a batch has no argument {name!r}", cure=cure)
+        _check_names(how)
         if not callable(task):
             raise ConfigError(f"the task is {task!r}", cure="It takes a function of one item.")
         if how.get("total") is None and isinstance(items, Sized):
@@ -431,6 +428,15 @@ class Runner:
 
 def _decision(choice: plan.Choice, total: int | None) -> Decision:
     return Decision(choice.backend, choice.workers, choice.threads, choice.reason, left=total)
+
+
+def _check_names(how: Mapping[str, object]) -> None:
+    """:raises ConfigError: for an argument that no batch has."""
+    if unknown := how.keys() - How.__annotations__.keys():
+        name = min(unknown)
+        near = difflib.get_close_matches(name, [*How.__annotations__, "ordered", "prefetch"], 1)
+        cure = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(How.__annotations__)}."
+        raise ConfigError(f"a batch has no argument {name!r}", cure=cure)
 
 
 def _seconds(how: How) -> float | None:
