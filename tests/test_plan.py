@@ -121,3 +121,14 @@ def test_chunks_are_sized_by_what_is_known_of_items_that_have_not_ended() -> Non
     assert after.next(40) > 5
     after.follow(before, least=0.1)
     assert after.next(40) == 1
+
+
+def test_what_is_known_of_items_that_have_not_ended_makes_no_chunk_larger() -> None:
+    """Where none has ended, it is a guess; and what was spread widely still is."""
+    fresh, before, after = ChunkSizes(1000, 2), ChunkSizes(1000, 2), ChunkSizes(1000, 2)
+    fresh.follow(ChunkSizes(1000, 1), least=0.005)
+    assert not fresh.known
+    assert fresh.next(None) == 1
+    before.observe([0.002, 0.06, 0.001, 0.001])
+    after.follow(before, least=0.02)
+    assert after.next(None) == 1

@@ -260,6 +260,18 @@ def test_what_begins_gradually_takes_the_room_of_what_an_earlier_engine_has_ende
     assert reducer.next_lease(0.0) != 0
 
 
+def test_a_chunk_of_which_nothing_was_begun_goes_to_the_next_engine_uncharged() -> None:
+    reducer = batch(width=2, most_leases=8)
+    first = lease(reducer)
+    reducer.move(reducer.rules, Sizes(4))
+    reducer.returned(first.number, Ran([], [], []), now=1.0)
+    assert reducer.answer is None
+    again = lease(reducer)
+    assert list(again.indexes) == list(first.indexes)
+    answer(reducer, again)
+    assert [outcome.attempts for outcome in due(reducer)] == [1] * len(first.items)
+
+
 def test_a_second_answer_for_a_lease_changes_nothing() -> None:
     reducer = batch()
     one = lease(reducer)

@@ -146,7 +146,7 @@ class Auto:
             engine = "serial" if self._here else "thread"
             reason = "it ended before there was anything to choose"
             measured = self._known or self._probed.ended() or self._probed.measured()
-            self._latest = Decision(engine, 1, self._threads(1), reason, measured=measured, left=0)
+            self._latest = Decision(engine, 1, self._threads(1), reason, measured=measured)
         return self._latest
 
     @property
@@ -274,8 +274,9 @@ class Auto:
         return self._decide(now, progress, measured)
 
     def _tells(self, probe: Probe, measured: Measured) -> bool:
-        """The probe has seen enough. Items that fail tell nothing: the next ones may not."""
-        if probe.items and not measured.items and not probe.running:
+        """The probe has seen enough. Items that fail tell nothing: the next ones may not; one that runs since
+        is heard first."""
+        if probe.items and not measured.items and not (probe.running and measured.wall > 2 * HEAR_SECONDS):
             return False
         return (measured.gil < FREE and probe.heard > 0) or self._enough(probe)
 

@@ -159,6 +159,8 @@ class Probe:
         self._readings: list[Reading] = []
         self._spans: list[tuple[float, float]] = []
         self._paired_from = 0
+        self._over = False
+        """Nothing more is to begin here."""
         self._open: dict[int, _Gauge] = {}
         self._carried: Carried | None = None
 
@@ -173,6 +175,8 @@ class Probe:
         self.began = self.began or time.monotonic()
         with self._lock:
             self._open[id(gauge)] = gauge
+            if self._over:
+                gauge.left.clear()
         began = time.monotonic()
         try:
             ran = run_chunk(task, gauge.left, threads)
@@ -290,6 +294,7 @@ class Probe:
     def give_back(self) -> None:
         """What has not begun of what runs. Its chunks were sized by brief items, and may hold long ones."""
         with self._lock:
+            self._over = True
             for gauge in self._open.values():
                 gauge.left.clear()
 

@@ -193,12 +193,13 @@ class ChunkSizes:
     def follow(self, other: ChunkSizes, least: float = 0.0) -> None:
         """Go on from what another learnt of the same items.
 
-        :param least: seconds that an item is known to take, though none that long may have ended.
+        :param least: seconds that an item is taken for, where those that have ended were briefer.
         """
         self.seconds = other.seconds
         self._mean, self._square = other._mean, other._square
-        if least and (self._mean is None or self._mean < least):
-            self._mean, self._square = least, least * least
+        if self._mean is not None and self._mean < least:
+            spread = max(0.0, self._square - self._mean * self._mean)
+            self._mean, self._square = least, least * least + spread
         if self._mean is not None:
             self._resize(self.limit)
 

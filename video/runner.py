@@ -246,9 +246,9 @@ class Runner:
         :param task: say instead what a batch of this task would run on, as far as that is known before any
             item has run: by the rules, by what is declared (`kind`, `cost`), or from earlier batches.
         """
+        _check_names(how)
         if task is None:
             return None if self._latest is None else self._latest()
-        _check_names(how)
         choice = self.choose(task, **how)
         _, known = self._known(task, how)
         asked = self._asked(how)

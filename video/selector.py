@@ -434,7 +434,7 @@ def _measured_lines(
             f", {_counted(measured.items, 'item')}, {probe_seconds:.3g} s"
             if measured.items
             else (
-                ", of one that failed, or twice what one took that had not ended"
+                ", of what failed, or twice what one took that had not ended"
                 if measured.source == "probe"
                 else ""
             )
