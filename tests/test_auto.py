@@ -596,15 +596,29 @@ def test_a_long_item_after_a_brief_one_does_not_hold_up_the_others() -> None:
     assert all(began < end for began, _ in others), "they waited for the first long one to end"
 
 
+def brief_then_long(item: int) -> int | None:
+    if item < 5:
+        return None
+    time.sleep(0.03)
+    return threading.get_ident()
+
+
+def fail_then_wait(item: int) -> int | None:
+    if item == 0:
+        raise ValueError("broken")
+    return brief_then_long(item + 5)
+
+
+@pytest.mark.parametrize("task", [brief_then_long, fail_then_wait])
 def test_long_items_in_a_chunk_that_was_sized_by_brief_ones_go_to_the_others(
-    monkeypatch: pytest.MonkeyPatch,
+    task: Callable[[int], int | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VIDEO_NO_PROFILE", "1")
     with Runner() as runner:
-        outcomes = runner.map(brief_then_long, range(25))
+        outcomes = runner.map(task, range(25))
     assert [outcome.index for outcome in outcomes] == list(range(25))
     assert all(outcome.attempts == 1 for outcome in outcomes)
-    mine = [outcome.value for outcome in outcomes[5:]].count(threading.get_ident())
+    mine = [outcome.value for outcome in outcomes].count(threading.get_ident())
     assert mine <= 4, "this thread was left with more than it had begun"
 
 
@@ -622,30 +636,6 @@ def test_what_has_not_begun_is_given_back() -> None:
         probe.give_back()
         go.set()
         assert ran.result(60).values == [1]
-
-
-def brief_then_long(item: int) -> int:
-    if item >= 5:
-        time.sleep(0.03)
-    return threading.get_ident()
-
-
-def test_items_that_wait_do_not_wait_for_each_other_after_one_that_failed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("VIDEO_NO_PROFILE", "1")
-    with Runner() as runner:
-        outcomes = runner.map(fail_then_wait, range(21))
-    assert isinstance(outcomes[0].error, ValueError)
-    mine = [outcome.value for outcome in outcomes[1:]].count(threading.get_ident())
-    assert mine <= 4, "each began when the one before it had ended"
-
-
-def fail_then_wait(item: int) -> int:
-    if item == 0:
-        raise ValueError("broken")
-    time.sleep(0.03)
-    return threading.get_ident()
 
 
 def brief_first(item: int) -> tuple[float, float]:
@@ -829,7 +819,7 @@ def test_an_item_that_computed_and_waits_since_is_taken_to_wait(
     monkeypatch.setattr(measuring, "_others_run", lambda: others)
     gauge = _Gauge(probe, [0])
     gauge.look()
-    reading = gauge.read(running=True)
+    reading = gauge.read()
     assert reading.wall == pytest.approx(wall)
     assert reading.cpu == pytest.approx(cpu)
 
@@ -860,7 +850,7 @@ def test_what_another_cpu_computes_just_now_counts() -> None:
         gauges = list(probe._open.values())
         with contextlib.suppress(OSError):
             if gauges and began:
-                reading = gauges[0].read(running=True)
+                reading = gauges[0].read()
                 behind.append(time.clock_gettime(clock) - began[0] - reading.cpu)
     thread.join(60)
     probe.close()

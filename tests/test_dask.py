@@ -704,27 +704,32 @@ def test_a_script_that_forgets_to_shut_down_leaves_nothing(tmp_path: Path) -> No
     until(lambda: not list(tmp_path.glob("video-dask-*")))
 
 
+def assert_ends_with(program: subprocess.Popen[str], folder: Path) -> None:
+    """The cluster, where the program is killed once it has printed a line."""
+    assert program.stdout is not None
+    program.stdout.readline()
+    pids = [int(pid) for pid in (folder / "pids").read_text().split()]
+    session = os.getsid(pids[0])
+    program.kill()
+    until(lambda: not living(session), 5)
+    assert not any(alive(pid) for pid in pids)
+    until(lambda: not list(folder.glob("video-dask-*")))
+    program.communicate()
+
+
 def test_when_the_parent_is_killed_its_cluster_ends(tmp_path: Path) -> None:
     program = script(
         f"""
         from tests import test_dask, tasks
         test_dask.begin_stuck(one, test_dask.stuck_with_child, test_dask.Path({str(tmp_path / "pids")!r}))
         test_dask.begin_stuck(one, tasks.write_until_cancelled, test_dask.Path({str(tmp_path / "half")!r}))
-        print(one.submit(run_chunk, os.getsid, [0], 1).result(0.1) if False else os.getpid(), flush=True)
+        print(flush=True)
         time.sleep(600)
         """,
         tmp_path,
     )
-    assert program.stdout is not None
-    program.stdout.readline()
-    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-    session = os.getsid(pids[0])
-    program.kill()
-    until(lambda: not living(session), 5)
-    assert not any(alive(pid) for pid in pids)
+    assert_ends_with(program, tmp_path)
     assert not (tmp_path / "half").exists()
-    until(lambda: not list(tmp_path.glob("video-dask-*")))
-    program.communicate()
 
 
 STUCK_LOOP = """
@@ -754,15 +759,7 @@ def test_when_the_parent_is_killed_a_cluster_that_is_stuck_ends_too(
         """,
         tmp_path,
     )
-    assert program.stdout is not None
-    program.stdout.readline()
-    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-    session = os.getsid(pids[0])
-    program.kill()
-    until(lambda: not living(session), 5)
-    assert not any(alive(pid) for pid in pids)
-    until(lambda: not list(tmp_path.glob("video-dask-*")))
-    program.communicate()
+    assert_ends_with(program, tmp_path)
 
 
 def test_when_the_parent_is_killed_while_its_cluster_starts_that_ends_too(tmp_path: Path) -> None:

@@ -231,7 +231,8 @@ class Auto:
             return None
         late = False
         if now >= self.check_at:
-            ended = self._all_alike(probe, progress)
+            brief = self._looks < BRIEF_LOOKS and not probe.looks
+            ended = self._all_alike(probe, progress) if brief else None
             self._looks += 1
             late = self._looks >= len(LOOKS)
             self.check_at = now + LOOKS[-1] if late else max(now, probe.began + LOOKS[self._looks])
@@ -274,9 +275,9 @@ class Auto:
         return self._decide(now, progress, measured)
 
     def _tells(self, probe: Probe, measured: Measured) -> bool:
-        """The probe has seen enough. Items that fail tell nothing: the next ones may not; one that runs since
-        is heard first."""
-        if probe.items and not measured.items and not (probe.running and measured.wall > 2 * HEAR_SECONDS):
+        """The probe has seen enough. Items that fail tell nothing: the next ones may not."""
+        heard = probe.running and measured.wall > 2 * HEAR_SECONDS  # what runs is taken for twice its time
+        if probe.items and not measured.items and not heard:
             return False
         return (measured.gil < FREE and probe.heard > 0) or self._enough(probe)
 
@@ -284,10 +285,9 @@ class Auto:
         """What items take, if that of those that have ended is all there is to go by for the others, and it
         is known how many there are."""
         before, self._done = self._done, probe.items
-        if self._known is not None or progress.left is None or probe.looks or self._looks >= BRIEF_LOOKS:
-            return None
         # If none has ended since the last look, they do not stand for the one that runs.
-        measured = probe.ended() if probe.items > before else None
+        alike = self._known is None and progress.left is not None and probe.items > before
+        measured = probe.ended() if alike else None
         return measured if measured is not None and measured.items else None
 
     def _short(self, ended: Measured, progress: Progress) -> Measured | None:
@@ -417,7 +417,7 @@ class Auto:
             return None
         why = selector.off_course(seen, watched.each, known)
         if why and inside and self._listening is None:
-            self._listening = Listening(now)
+            self._listening = Listening()
             self.check_at = now + LISTEN_SECONDS
             return None
         if self._listening is not None:

@@ -58,7 +58,7 @@ class Opened:
     target: float | None = None
     """Seconds of work in one chunk; None: what is usual for its kind."""
     each: float = 0.0
-    """Seconds that an item takes, as far as is known beyond those that have ended."""
+    """Seconds that an item is taken for, where those that have ended were briefer."""
     bounded: bool = False
     """Its width holds for what an earlier engine still runs, too."""
     gradual: bool = False

@@ -206,7 +206,6 @@ class Probe:
         :param closely: all of them; else only those that the shortest items can afford.
         """
         ticker, driver = self._ticker, self.driver
-        until: float | None = None
         # Files first: to read one lets go of the lock, and a thread that holds it long may come in between.
         # The clocks after them are read in one go, or they would tell of different moments.
         waited = memory = peak = children = 0.0
@@ -215,7 +214,7 @@ class Probe:
             waited, memory, peak = _schedule(thread)[1], _memory(), _peak()
             times = os.times()
             children = times.children_user + times.children_system
-        ours, unheard = 0.0, 0.0
+        ours, unheard, until = 0.0, 0.0, None
         if driver != thread:
             # Of the thread that asks, the system's own figure is behind by up to a tick.
             ours = time.thread_time() if threading.get_native_id() == driver else _schedule(driver)[0]
@@ -225,11 +224,7 @@ class Probe:
             until = ticker.until()
         cpu = time.process_time() - ours
         now = time.monotonic()
-        late = heard = 0.0
-        if ticker is not None:
-            # While the ticker itself had no CPU it heard nothing, and was late for that.
-            until = now if until is None else until
-            late, heard = ticker.late(until) - unheard, until - ticker.began - unheard
+        late, heard = (0.0, 0.0) if ticker is None else ticker.heard(now if until is None else until, unheard)
         return _State(now, cpu, children, waited, late, heard, memory, peak)
 
     @property
@@ -258,7 +253,7 @@ class Probe:
     def measured(self) -> Measured | None:
         """What an item takes, as far as is known by now."""
         with self._lock:
-            readings = [*self._readings, *(gauge.read(running=True) for gauge in self._open.values())]
+            readings = [*self._readings, *(gauge.read() for gauge in self._open.values())]
         self.heard = sum(one.heard for one in readings)
         return summary(readings, self._carried, has_gil=_has_gil(), listened=self.looks)
 
@@ -302,15 +297,14 @@ class Probe:
 class Listening:
     """For how much of the time somebody holds the interpreter's lock, from now on."""
 
-    def __init__(self, now: float) -> None:
-        self._began = now
+    def __init__(self) -> None:
         self._ticker = _Ticker()
 
     def locked(self, now: float) -> float:
         """The share by now, 0 to 1; 0 where next to nothing was heard. Ends the listening."""
         self._ticker.stopped = True
-        unheard, until = _schedule(self._ticker.native_id)[1], self._ticker.until() or now
-        late, heard = self._ticker.late(until) - unheard, until - self._began - unheard
+        unheard, until = _schedule(self._ticker.native_id)[1], self._ticker.until()
+        late, heard = self._ticker.heard(now if until is None else until, unheard)
         if heard < STRETCH_SECONDS or not _has_gil():
             return 0.0
         return min(1.0, max(0.0, late / heard))
@@ -355,10 +349,10 @@ class _Gauge:
         if self._looked is None:
             self._looked = self._probe.state(self._thread, closely=True)
 
-    def read(self, items: int | None = None, *, failed: bool = False, running: bool = False) -> Reading:
+    def read(self, ended: int | None = None, *, failed: bool = False) -> Reading:
         """From any thread.
 
-        :param items: so many have ended; None: nobody knows.
+        :param ended: items that did; None: it still runs.
         """
         began, looked = self._began, self._looked
         state = self._probe.state(self._thread, closely=looked is not None)
@@ -367,7 +361,7 @@ class _Gauge:
             wall -= state.waited - looked.waited
             cpu += state.children - looked.children
             lately = state.now - looked.now - (state.waited - looked.waited)
-            if running and lately >= STRETCH_SECONDS and not _others_run():
+            if ended is None and lately >= STRETCH_SECONDS and not _others_run():
                 # It may have computed and asked, and now wait for the answer; or for a child that computes.
                 cpu = wall * (state.cpu - looked.cpu + state.children - looked.children) / lately
             late, heard = state.late - looked.late, min(wall, state.heard - looked.heard)
@@ -378,14 +372,14 @@ class _Gauge:
         elif wall > LONG_SECONDS:  # it holds the lock, so that nobody could look
             grown = _peak() - self._probe.peak
         return Reading(
-            self._items if items is None else items,
+            self._items if ended is None else ended,
             max(0.0, wall),
             max(0.0, cpu),
             max(0.0, late),
             max(0.0, heard),
             max(0.0, grown),
             failed,
-            running,
+            running=ended is None,
         )
 
 
@@ -420,10 +414,14 @@ class _Ticker(threading.Thread):
             return None
         return lap if lap == self._lap else None  # to look has let it go on
 
-    def late(self, until: float) -> float:
-        """Seconds by which it woke too late, the open lap included, and its waits for a CPU."""
+    def heard(self, until: float, unheard: float) -> tuple[float, float]:
+        """Seconds by which somebody made it wake too late, the open lap included, and that it has listened.
+
+        :param unheard: seconds that it waited for a CPU: it heard nothing then, and was late for that.
+        """
         late = until - self._lap - NAP_SECONDS
-        return self._sum + (late if late > LATE_SECONDS else 0.0)
+        late = self._sum + (late if late > LATE_SECONDS else 0.0)
+        return late - unheard, until - self.began - unheard
 
 
 def _bring_clocks_up_to_date() -> None:

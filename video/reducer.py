@@ -161,7 +161,7 @@ class Reducer:
     def move(self, rules: Rules, sizes: ChunkSizes, least: float = 0.0) -> None:
         """What comes next goes to another engine; leases keep to the one that has them.
 
-        :param least: seconds that an item takes, as far as is known beyond those that have ended.
+        :param least: see `ChunkSizes.follow`.
         """
         sizes.follow(self._sizes, least)
         self.rules, self._sizes, self.broken = rules, sizes, None

@@ -425,20 +425,16 @@ def _measured_lines(
         if measured.pickles
         else (f"{measured.bytes:,.0f} bytes to and fro")
     )
+    source = ""
+    if measured.items:
+        source = f", {_counted(measured.items, 'item')}, {probe_seconds:.3g} s"
+    elif measured.source == "probe":
+        source = ", of what failed, or twice what one took that had not ended"
     lines = [
         f"an item takes    {measured.wall:.3g} s, {measured.cpu:.3g} s of CPU, {measured.gil:.0%} of it with "
         "the interpreter's lock",
         f"items            {crossing}; {measured.memory / 2**20:.0f} MB of memory each",
-        f"known from       {measured.source}"
-        + (
-            f", {_counted(measured.items, 'item')}, {probe_seconds:.3g} s"
-            if measured.items
-            else (
-                ", of what failed, or twice what one took that had not ended"
-                if measured.source == "probe"
-                else ""
-            )
-        ),
+        f"known from       {measured.source}{source}",
         f"left             {'unknown' if left is None else _counted(left, 'item')}",
     ]
     if machine is not None:
